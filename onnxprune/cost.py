@@ -1,0 +1,121 @@
+"""What a graph costs, as polynomials over dim sizes: parameters (float elements stored) and MACs (multiply-accumulates of products).
+
+Each term is a coefficient times a product of axis sizes, so a budget is solved by evaluating these at other sizes; no graph is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
+from onnxprune.graph import FLOATS
+from onnxprune.inference import TypedGraph
+from onnxprune.rules.rule import Axes, Signature
+
+Sizes = Mapping[Dim, int]
+
+
+@dataclass(frozen=True)
+class Term:
+    """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts."""
+
+    owner: str
+    coefficient: int
+    axes: tuple[Expr, ...]
+
+    def at(self, sizes: Sizes) -> int:
+        return self.coefficient * math.prod(size_under(e, sizes) for e in self.axes)
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A sum of terms. Terms with one owner and equal value are one stored tensor, hence counted once."""
+
+    terms: tuple[Term, ...]
+
+    def at(self, sizes: Sizes) -> int:
+        """Value when each dim keeps `sizes[dim]` units."""
+        return sum(value for _, value in {(t.owner, t.at(sizes)) for t in self.terms})
+
+    def share(self, dim: Dim) -> int:
+        """The part of the full value that carries `dim`."""
+        return sum({t.owner: t.at({}) for t in self.terms if any(d is dim for e in t.axes for d in atoms(e))}.values())
+
+
+def params(typed: TypedGraph) -> Polynomial:
+    """Float elements stored, by tensor."""
+    terms: list[Term] = []
+    for name, tensor in typed.graph.constants.items():
+        if tensor.data_type in FLOATS:
+            uses = typed.weights.get(name)
+            forms = {tuple(map(repr, map(resolve, u.axes))): u.axes for u in uses or []}
+            terms += [_term(name, axes) for axes in forms.values()] or [Term(name, math.prod(tensor.dims), ())]
+    return Polynomial(tuple(terms))
+
+
+def macs(typed: TypedGraph) -> Polynomial:
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, Einsum, recurrent layers and Attention, at the traced sizes."""
+    terms: list[Term] = []
+    for i, (node, signature) in enumerate(zip(typed.graph.nodes, typed.signatures, strict=True)):
+        if signature.barrier is None and node.op_type in _MACS:
+            terms += [_term(f"{node.name or node.op_type}#{i}.{k}", axes) for k, axes in enumerate(_MACS[node.op_type](node, signature))]
+    return Polynomial(tuple(terms))
+
+
+def _term(owner: str, axes: Sequence[Expr]) -> Term:
+    """A term with its constant axes multiplied out."""
+    free = tuple(e for e in map(resolve, axes) if any(not d.frozen for d in atoms(e)))
+    fixed = math.prod(e.size for e in map(resolve, axes) if all(d.frozen for d in atoms(e)))
+    return Term(owner, fixed, free)
+
+
+def _in(signature: Signature, i: int) -> Axes:
+    return signature.inputs[i] or []
+
+
+def _out(signature: Signature) -> Axes:
+    return signature.outputs[0] or []
+
+
+def _conv(node: NodeProto, s: Signature) -> list[Axes]:
+    return [_out(s) + _in(s, 1)[1:]]
+
+
+def _conv_transpose(node: NodeProto, s: Signature) -> list[Axes]:
+    return [_in(s, 0) + _in(s, 1)[1:]]
+
+
+def _matmul(node: NodeProto, s: Signature) -> list[Axes]:
+    return [[*_out(s), s.reads[0].expr]]
+
+
+def _einsum(node: NodeProto, s: Signature) -> list[Axes]:
+    return [[*_out(s), *(r.expr for r in s.reads)]]
+
+
+def _recurrent(node: NodeProto, s: Signature) -> list[Axes]:
+    x, w, r = _in(s, 0), _in(s, 1), _in(s, 2)
+    return [[*x[:2], *w], [*x[:2], *r]]
+
+
+def _attention(node: NodeProto, s: Signature) -> list[Axes]:
+    q, k, y = _in(s, 0), _in(s, 1), _out(s)
+    length = k[2] if len(k) == 4 else k[1]
+    return [[*q, length], [*y, length]]
+
+
+_MACS = {
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _matmul,
+    "MatMul": _matmul,
+    "Einsum": _einsum,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+    "Attention": _attention,
+}

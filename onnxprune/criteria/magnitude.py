@@ -1,0 +1,69 @@
+"""Magnitude criteria: a unit matters as much as the weights that carry it, over all members of its dim.
+
+L1: sum of |w|; L2: square root of the sum of w^2 (Li et al. 2017, "Pruning filters for efficient convnets"; groups as in Fang et al. 2023,
+"DepGraph"). Vectors (biases, norm scales) count only for dims that no matrix or kernel carries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.dims import Dim, atoms, gather
+from onnxprune.graph import FLOATS
+from onnxprune.inference import TypedGraph
+
+Scores = dict[Dim, NDArray[np.float64]]
+CHUNK_ELEMENTS = 1 << 20  # working memory of a reduction, in elements
+
+
+def l1(typed: TypedGraph, dims: Iterable[Dim]) -> Scores:
+    """Sum of absolute weights per unit; shapes (size,)."""
+    return _collect(typed, dims, np.abs, lambda total: total)
+
+
+def l2(typed: TypedGraph, dims: Iterable[Dim]) -> Scores:
+    """Euclidean norm of the weights of each unit; shapes (size,)."""
+    return _collect(typed, dims, np.square, np.sqrt)
+
+
+def _collect(typed: TypedGraph, dims: Iterable[Dim], power: np.ufunc, finish: Callable[[Any], Any]) -> Scores:
+    wanted = set(dims)
+    sums: dict[bool, Scores] = {True: {}, False: {}}
+    for name, uses in typed.weights.items():
+        if typed.graph.constants[name].data_type not in FLOATS:
+            continue
+        seen: set[tuple[Dim, int]] = set()
+        array: NDArray[Any] | None = None
+        for use in uses:
+            for axis, e in enumerate(use.axes):
+                new = {d for d in atoms(e) if d in wanted and (d, axis) not in seen}
+                if not new:
+                    continue
+                array = typed.graph.array(name) if array is None else array
+                seen |= {(d, axis) for d in new}
+                for d, value in gather(e, axis_sums(array, axis, power), np.add.reduce).items():
+                    if d in new:
+                        into = sums[array.ndim > 1]
+                        into[d] = into[d] + value if d in into else value
+    nothing = {d: np.zeros(d.size) for d in wanted}
+    return {d: finish(sums[True].get(d, sums[False].get(d, nothing[d]))) for d in wanted}
+
+
+def axis_sums(array: NDArray[Any], axis: int, power: np.ufunc) -> NDArray[np.float64]:
+    """Sum of power(w) over all other axes, shape (size of axis,), float64, in bounded working memory."""
+    cube = array.reshape(int(np.prod(array.shape[:axis])), array.shape[axis], -1)
+    total = np.zeros(array.shape[axis])
+    step = max(1, CHUNK_ELEMENTS // max(1, cube.shape[1] * cube.shape[2]))
+    for at in range(0, cube.shape[0], step):
+        block = cube[at : at + step]
+        if block[0].size <= 2 * CHUNK_ELEMENTS:
+            total += power(block, dtype=np.float32 if block.itemsize < 4 else None).sum((0, 2), dtype=np.float64)
+        else:
+            rows = max(1, CHUNK_ELEMENTS // cube.shape[2])
+            for r in range(0, cube.shape[1], rows):
+                total[r : r + rows] += power(block[:, r : r + rows]).sum((0, 2), dtype=np.float64)
+    return total

@@ -1,0 +1,364 @@
+"""Files, bytes, ModelProtos and graphsurgeon graphs in; one `Graph` out - and back, with nothing lost.
+
+A `Graph` is a thin, persistent view of a ModelProto: the node list, the initialisers by name, and the `shell` (everything else, as it
+was read). Nodes and tensors are never changed in place; a pass makes new ones and calls `graph.replace(...)`. What no pass touches is
+therefore written back exactly as it came: metadata_props, doc strings, opset imports, functions, annotations.
+graphsurgeon is understood at the door, but not used inside: its import drops metadata_props, value_info and doc strings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from onnxprune.errors import InputError
+
+ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One model: `nodes` in topological order, `tensors` (initialisers) by name, and the rest in `shell`."""
+
+    shell: ModelProto
+    nodes: tuple[NodeProto, ...]
+    tensors: Mapping[str, TensorProto]
+    _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def replace(
+        self,
+        nodes: Iterable[NodeProto] | None = None,
+        tensors: Mapping[str, TensorProto] | None = None,
+        shell: ModelProto | None = None,
+    ) -> Graph:
+        """The same model with other nodes, initialisers or surroundings."""
+        return Graph(
+            shell or self.shell,
+            self.nodes if nodes is None else tuple(nodes),
+            self.tensors if tensors is None else tensors,
+            self._arrays if tensors is None else {},
+        )
+
+    @cached_property
+    def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
+        """Graph inputs that must be fed: without the initialisers that IR version 3 lists as inputs."""
+        return tuple(i for i in self.shell.graph.input if i.name not in self.tensors)
+
+    @cached_property
+    def outputs(self) -> tuple[onnx.ValueInfoProto, ...]:
+        return tuple(self.shell.graph.output)
+
+    @cached_property
+    def opsets(self) -> dict[str, int]:
+        """Opset version by domain; the default domain is the empty string."""
+        return {"" if o.domain == "ai.onnx" else o.domain: o.version for o in self.shell.opset_import}
+
+    @cached_property
+    def constants(self) -> dict[str, TensorProto]:
+        """Initialisers and the outputs of Constant nodes that hold a dense tensor."""
+        found = dict(self.tensors)
+        for node in self.nodes:
+            if node.op_type == "Constant" and (value := constant_value(node)) is not None:
+                found[node.output[0]] = value
+        return found
+
+    @cached_property
+    def producer(self) -> dict[str, int]:
+        """Index of the node that makes each tensor."""
+        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+
+    @cached_property
+    def consumers(self) -> dict[str, list[tuple[int, int]]]:
+        """(node index, input index) of every use of each tensor; input index -1 for a capture by a body of control flow."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        for i, node in enumerate(self.nodes):
+            for j, name in enumerate(node.input):
+                if name:
+                    found.setdefault(name, []).append((i, j))
+            for name in captured(node):
+                found.setdefault(name, []).append((i, -1))
+        return found
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A constant as a read-only array; small ones are kept, large ones are decoded at each call."""
+        if name in self._arrays:
+            return self._arrays[name]
+        array = numpy_helper.to_array(self.constants[name])
+        array.flags.writeable = False
+        if array.nbytes <= 65536:
+            self._arrays[name] = array
+        return array
+
+    def to_proto(self) -> ModelProto:
+        """The whole model. Initialisers are copied, so the result shares nothing with the graph."""
+        model = ModelProto()
+        model.CopyFrom(self.shell)
+        model.graph.node.extend(self.nodes)
+        model.graph.initializer.extend(self.tensors.values())
+        listed = {i.name: i for i in model.graph.input}
+        for name, tensor in self.tensors.items():
+            if name in listed:
+                for dim, size in zip(listed[name].type.tensor_type.shape.dim, tensor.dims, strict=False):
+                    dim.dim_value = size
+            elif model.ir_version < 4:
+                model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        return model
+
+    def fingerprint(self) -> str:
+        """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
+        return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
+
+
+def from_proto(model: ModelProto) -> Graph:
+    """A Graph over a ModelProto, which is not changed; tensors are shared with it, not copied."""
+    shell = ModelProto()
+    for descriptor, value in model.ListFields():
+        if descriptor.name == "graph":
+            for sub, part in value.ListFields():
+                if sub.name not in ("node", "initializer"):
+                    _copy_field(shell.graph, sub, part)
+        else:
+            _copy_field(shell, descriptor, value)
+    return Graph(shell, tuple(model.graph.node), {t.name: t for t in model.graph.initializer})
+
+
+def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
+    if descriptor.is_repeated if hasattr(descriptor, "is_repeated") else descriptor.label == descriptor.LABEL_REPEATED:
+        getattr(target, descriptor.name).extend(value)
+    elif descriptor.message_type is not None:
+        getattr(target, descriptor.name).CopyFrom(value)
+    else:
+        setattr(target, descriptor.name, value)
+
+
+def load(model: ModelLike) -> Graph:
+    """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph. Raises InputError with what is wrong and what to do."""
+    proto = _read(model)
+    if not proto.graph.node and not proto.graph.output:
+        raise InputError("not an ONNX model: it has no graph")
+    if not proto.opset_import:
+        raise InputError("the model names no opset; it cannot be interpreted")
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            raise InputError(
+                f"the model uses opset {opset.version}, the installed onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
+            )
+    graph = from_proto(proto)
+    check_structure(graph)
+    return graph
+
+
+def _read(model: ModelLike) -> ModelProto:
+    if isinstance(model, ModelProto):
+        return model
+    if isinstance(model, bytes):
+        return _parse(model, "the given bytes")
+    if isinstance(model, (str, os.PathLike)):
+        return _read_file(Path(model))
+    if type(model).__module__.startswith("onnx_graphsurgeon"):
+        import onnx_graphsurgeon as gs
+
+        return gs.export_onnx(model)
+    raise InputError(f"cannot read a model from a {type(model).__name__}: give a path, bytes, ModelProto or graphsurgeon graph")
+
+
+def _read_file(path: Path) -> ModelProto:
+    if not path.exists():
+        raise InputError(f"no such file: {path}")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not an ONNX file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not data:
+        raise InputError(f"{path} is empty")
+    model = _parse(data, str(path))
+    del data
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except Exception as error:  # onnx raises several kinds here: ValidationError, OSError, ValueError
+        raise InputError(f"the external data of {path} cannot be read: {error}") from error
+    return model
+
+
+def _parse(data: bytes, origin: str) -> ModelProto:
+    try:
+        model = ModelProto.FromString(data)
+    except DecodeError as error:
+        raise InputError(f"{origin} is not an ONNX model, or is truncated: {error}") from error
+    if not model.ir_version:
+        raise InputError(f"{origin} is not an ONNX model: it has no IR version")
+    return model
+
+
+def check_structure(graph: Graph) -> None:
+    """Raise InputError unless every tensor is made once, before it is used, and every output is made."""
+    known = {i.name for i in graph.shell.graph.input} | set(graph.tensors)
+    known |= {t.values.name for t in graph.shell.graph.sparse_initializer}
+    for i, node in enumerate(graph.nodes):
+        for name in [*node.input, *captured(node)]:
+            if name and name not in known:
+                raise InputError(_dangling(graph, i, name))
+        for name in filter(None, node.output):
+            if name in known:
+                raise InputError(f"tensor {name!r} is made twice (second time by {describe(node, i)})")
+            known.add(name)
+    for output in graph.outputs:
+        if output.name not in known:
+            raise InputError(f"graph output {output.name!r} is made by no node")
+
+
+def _dangling(graph: Graph, index: int, name: str) -> str:
+    flow = nx.DiGraph((graph.producer[n], i) for i, node in enumerate(graph.nodes) for n in node.input if n in graph.producer)
+    where = f"input {name!r} of {describe(graph.nodes[index], index)}"
+    if not nx.is_directed_acyclic_graph(flow):
+        ring = " -> ".join(describe(graph.nodes[a], a) for a, _ in nx.find_cycle(flow))
+        return f"the graph has a cycle: {ring}"
+    return f"{where} is made by no earlier node: the graph is broken or not sorted"
+
+
+def describe(node: NodeProto, index: int) -> str:
+    """How messages name a node."""
+    return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} #{index}"
+
+
+def captured(node: NodeProto) -> list[str]:
+    """Names that the bodies of a control-flow node take from outside."""
+    found: dict[str, None] = {}
+    for attribute in node.attribute:
+        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
+        for body in graphs:
+            found.update(dict.fromkeys(_free_names(body)))
+    return list(found)
+
+
+def _free_names(body: GraphProto) -> Iterator[str]:
+    local = {i.name for i in body.input} | {t.name for t in body.initializer}
+    local |= {t.values.name for t in body.sparse_initializer} | {n for node in body.node for n in node.output}
+    for node in body.node:
+        yield from (n for n in [*node.input, *captured(node)] if n and n not in local)
+    yield from (o.name for o in body.output if o.name not in local)
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Attribute values by name, as Python objects."""
+    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def constant_value(node: NodeProto) -> TensorProto | None:
+    """The dense tensor of a Constant node (opset 1-25), None for sparse and string values."""
+    attribute = node.attribute[0] if node.attribute else None
+    if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
+        return None
+    if attribute.name == "value":
+        return attribute.t
+    kind = np.float32 if "float" in attribute.name else np.int64
+    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind), node.output[0])
+
+
+def tensor(name: str, array: NDArray[Any], like: TensorProto | None = None) -> TensorProto:
+    """An initialiser from an array (0-d stays 0-d); doc string and metadata come from `like`."""
+    made = numpy_helper.from_array(array if array.flags.c_contiguous else np.copy(array, order="C"), name)
+    if like is not None:
+        made.doc_string = like.doc_string
+        made.metadata_props.extend(like.metadata_props)
+    return made
+
+
+def count_params(model: ModelProto) -> int:
+    """Number of float elements stored in a model, bodies of control flow included. What `params` means everywhere."""
+    return sum(int(np.prod(t.dims)) for t in _all_tensors(model.graph) if t.data_type in FLOATS)
+
+
+def _all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from (t.values for t in graph.sparse_initializer)
+    for node in graph.node:
+        for a in node.attribute:
+            if a.type == AttributeProto.TENSOR:
+                yield a.t
+            elif a.type == AttributeProto.GRAPH:
+                yield from _all_tensors(a.g)
+
+
+def outline(graph: Graph) -> str:
+    """One stable text of a graph: inputs, constants with shapes, nodes with attributes, outputs. For tests, hashes and diffs."""
+    lines = [f"in {i.name}: {_type_text(i.type)}" for i in graph.inputs]
+    lines += [f"const {n}: {TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}" for n, t in graph.tensors.items()]
+    for node in graph.nodes:
+        attrs = ", ".join(sorted(_attribute_text(a) for a in node.attribute))
+        lines.append(f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" + (f" {{{attrs}}}" if attrs else ""))
+    return "\n".join(lines + [f"out {o.name}: {_type_text(o.type)}" for o in graph.outputs])
+
+
+def _attribute_text(a: AttributeProto) -> str:
+    if a.type == AttributeProto.TENSOR:
+        return f"{a.name}={TensorProto.DataType.Name(a.t.data_type).lower()}{list(a.t.dims)}"
+    return helper.printable_attribute(a)
+
+
+def _type_text(kind: onnx.TypeProto) -> str:
+    t = kind.tensor_type
+    dims = [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in t.shape.dim]
+    return f"{TensorProto.DataType.Name(t.elem_type).lower()}{dims}".replace("'", "")
+
+
+def serialize(model: ModelProto) -> bytes:
+    """The bytes of a model, the same for the same model."""
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+def save(model: ModelProto, path: str | os.PathLike[str]) -> int:
+    """Write a model beside `path`, then rename: the file is whole or absent. Returns its size in bytes."""
+    target = Path(path)
+    if model.ByteSize() > MAX_PROTO_BYTES:
+        return _save_external(model, target)
+    return write_atomic(target, serialize(model))
+
+
+def write_atomic(target: Path, data: bytes) -> int:
+    """Write bytes to a temporary file in the same folder and rename it; InputError where that is not possible."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except OSError as error:
+        os.unlink(temporary)
+        raise InputError(f"cannot write {target}: {error.strerror}") from error
+    return len(data)
+
+
+def _save_external(model: ModelProto, target: Path) -> int:
+    data_name = target.name + ".data"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        made = Path(folder) / target.name
+        onnx.save_model(model, str(made), save_as_external_data=True, location=data_name, size_threshold=1024)
+        size = made.stat().st_size + (Path(folder) / data_name).stat().st_size
+        os.replace(Path(folder) / data_name, target.parent / data_name)
+        os.replace(made, target)
+    return size

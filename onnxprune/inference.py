@@ -1,0 +1,206 @@
+"""Dimension inference: one walk over the nodes, one rule call each, types every axis of the graph.
+
+    activations   one list of axes per tensor, made by its producer's rule
+    constants     one list of axes per *use*: exporters share equal initialisers, and what is tied by accident is not tied.
+                  Weights shared by several products (embedding and head) are tied afterwards.
+
+Whatever a rule does not ask for is frozen, as are graph inputs and outputs, what control flow captures, and sizes that vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
+from onnxprune.errors import Barrier
+from onnxprune.graph import FLOATS, Graph, captured
+from onnxprune.rules import RULES, elementwise
+from onnxprune.rules.rule import Axes, Node, Signature
+from onnxprune.trace import Trace
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a constant: input `input` of node `node`."""
+
+    tensor: str
+    node: int
+    input: int
+    axes: tuple[Expr, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A constant's axis that carries a dim, and the node that uses it."""
+
+    node: str
+    operator: str
+    tensor: str
+    axis: int
+
+
+@dataclass(frozen=True)
+class DimInfo:
+    """A dim as people see it. `name`: the tensor and axis where it is first found; `kind`: what its units are called."""
+
+    dim: Dim
+    name: str
+    kind: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class TypedGraph:
+    """A graph with the axes of every tensor, and the signature of every node."""
+
+    graph: Graph
+    facts: Trace
+    axes: dict[str, Axes]
+    signatures: tuple[Signature, ...]
+
+    @cached_property
+    def uses(self) -> tuple[Use, ...]:
+        """Typed uses of constants, in node order."""
+        return tuple(
+            Use(name, i, j, tuple(axes))
+            for i, (node, signature) in enumerate(zip(self.graph.nodes, self.signatures, strict=True))
+            for j, name in enumerate(node.input)
+            if name in self.graph.constants and (axes := signature.inputs[j]) is not None
+        )
+
+    @cached_property
+    def weights(self) -> dict[str, list[Use]]:
+        """Typed uses by constant."""
+        found: dict[str, list[Use]] = {}
+        for use in self.uses:
+            found.setdefault(use.tensor, []).append(use)
+        return found
+
+    @cached_property
+    def dims(self) -> tuple[DimInfo, ...]:
+        """Every dim of two or more units that a constant carries or an operator makes, frozen ones included, in order of appearance."""
+        from onnxprune.naming import name_dims
+
+        return name_dims(self)
+
+    @cached_property
+    def prunable(self) -> tuple[DimInfo, ...]:
+        return tuple(d for d in self.dims if not d.dim.frozen and d.dim.size > 1)
+
+    def all_axes(self) -> Iterator[Expr]:
+        """Every axis expression in the graph: of constants by use, then of activations."""
+        for use in self.uses:
+            yield from use.axes
+        for axes in self.axes.values():
+            yield from axes
+
+
+def infer(graph: Graph, facts: Trace) -> TypedGraph:
+    """Type a graph. Never fails on a graph that could be traced: what cannot be typed is frozen, with a reason."""
+    space = Space()
+    axes: dict[str, Axes] = {}
+    for value in graph.inputs:
+        shape = facts.shapes.get(value.name)
+        if shape is not None:
+            axes[value.name] = [
+                space.dim(n, Reason("dynamic" if facts.dynamic(value.name, k) else "graph-input", value.name))
+                for k, n in enumerate(shape)
+            ]
+    signatures = [_type_node(graph, facts, space, axes, i) for i in range(len(graph.nodes))]
+    for output in graph.outputs:
+        for e in axes.get(output.name, []):
+            space.freeze(e, Reason("graph-output", output.name))
+    for node in graph.nodes:
+        for name in captured(node):
+            for e in axes.get(name, []):
+                space.freeze(e, Reason("control-flow", node.name, node.op_type))
+    typed = TypedGraph(graph, facts, axes, tuple(signatures))
+    _tie(typed, space)
+    return typed
+
+
+def _type_node(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], index: int) -> Signature:
+    proto = graph.nodes[index]
+    if proto.op_type == "Constant" and proto.output[0] in graph.constants:
+        return Signature([], [None])
+    inputs = [_input_axes(graph, facts, space, axes, name) for name in proto.input]
+    node = Node(proto, index, graph.opsets.get("", 1), space, facts, inputs)
+    rule = RULES.get(proto.op_type) if proto.domain in ("", "ai.onnx") else None
+    try:
+        if rule is None:
+            raise Barrier("no-rule", f"{proto.domain + ':' if proto.domain else ''}{proto.op_type}")
+        rule(node)
+    except Barrier as stop:
+        _block(node, Reason(stop.code, node.where, stop.detail))
+    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        _block(node, Reason("rule-mismatch", node.where, f"{proto.op_type}: {error}"))
+    _close_inputs(graph, node)
+    _close_outputs(facts, node, axes)
+    return node.signature
+
+
+def _input_axes(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], name: str) -> Axes | None:
+    if name in graph.constants:
+        return [ONE if n == 1 else space.dim(n) for n in graph.constants[name].dims]
+    return axes.get(name)
+
+
+def _block(node: Node, reason: Reason) -> None:
+    """Freeze all that a node touches."""
+    node.signature.barrier = reason
+    node.signature.reads.clear()
+    node.signature.edits.clear()
+    node.typed.clear()
+    node.signature.outputs = [None] * len(node.proto.output)
+
+
+def _close_inputs(graph: Graph, node: Node) -> None:
+    """Freeze operands that the rule did not ask for; constants among them carry no axes at all."""
+    reason = node.signature.barrier or Reason("operand", node.where, node.proto.op_type)
+    for i, axes in enumerate(node.signature.inputs):
+        if i in node.typed or axes is None:
+            continue
+        for e in axes:
+            node.space.freeze(e, reason)
+        if node.proto.input[i] in graph.constants:
+            node.signature.inputs[i] = None
+
+
+def _close_outputs(facts: Trace, node: Node, axes: dict[str, Axes]) -> None:
+    """Check the output axes against the traced shapes; freeze what varies and what the rule left open."""
+    for k, name in enumerate(node.proto.output):
+        shape = facts.shapes.get(name)
+        if not name or shape is None:
+            continue
+        made = node.signature.outputs[k]
+        if made is not None and tuple(e.size for e in made) != shape:
+            for e in [e for listed in (*node.signature.inputs, *node.signature.outputs) for e in listed or []]:
+                node.space.freeze(e, Reason("rule-mismatch", node.where, f"{[e.size for e in made]} against {list(shape)}"))
+            _block(node, Reason("rule-mismatch", node.where, f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape)}"))
+            made = None
+        if made is None:
+            reason = node.signature.barrier or Reason("structure", node.where, node.proto.op_type)
+            made = [node.space.dim(n, reason) for n in shape]
+        for axis, e in enumerate(made):
+            if facts.dynamic(name, axis) and not any(d.frozen for d in atoms(e)):
+                node.space.freeze(e, Reason("dynamic", node.where))
+        axes[name] = made
+        node.signature.outputs[k] = made
+
+
+def _tie(typed: TypedGraph, space: Space) -> None:
+    """Matrices that several products share stay one tensor: their uses are unified axis by axis."""
+    for name, uses in typed.weights.items():
+        tensor = typed.graph.constants[name]
+        if len(uses) < 2 or len(tensor.dims) < 2 or tensor.data_type not in FLOATS:
+            continue
+        if any(RULES[typed.graph.nodes[u.node].op_type] in _POINTWISE for u in uses):
+            continue
+        for use in uses[1:]:
+            for a, b in zip(uses[0].axes, use.axes, strict=True):
+                space.unify(resolve(a), resolve(b))
+
+
+_POINTWISE = (elementwise.broadcast, elementwise.prelu)

@@ -1,0 +1,132 @@
+"""Names and kinds for dims: what `inspect` prints, patterns match and plans are saved under.
+
+A dim is named after the first weight that carries it, `tensor:axis`, with its place among the factors where an axis has several.
+Names depend on the graph alone, so a plan saved for a file can be applied to it later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
+from onnxprune.inference import DimInfo, Place, TypedGraph
+
+KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
+
+
+def name_dims(typed: TypedGraph) -> tuple[DimInfo, ...]:
+    """All dims of a typed graph, named and classified; those that constants carry first."""
+    places: dict[Dim, dict[Place, None]] = {}
+    names: dict[Dim, str] = {}
+    order = sorted(typed.uses, key=lambda u: len(u.axes) < 2)  # matrices and kernels give better names than vectors
+    for use in order:
+        node = typed.graph.nodes[use.node]
+        for axis, e in enumerate(use.axes):
+            for d, label in _labels(e, f"{use.tensor}:{axis}"):
+                names.setdefault(d, label)
+                places.setdefault(d, {})[Place(node.name or node.output[0], node.op_type, use.tensor, axis)] = None
+    for tensor, axes in typed.axes.items():
+        for axis, e in enumerate(axes):
+            for d, label in _labels(e, f"{tensor}:{axis}"):
+                names.setdefault(d, label)
+    kinds = classify(typed)
+    unique: dict[str, int] = {}
+    infos = []
+    for d, name in names.items():
+        count = unique[name] = unique.get(name, 0) + 1
+        label = name if count == 1 else f"{name}#{count}"
+        infos.append(DimInfo(d, label, kinds.get(d, "units"), tuple(places.get(d, {}))))
+    return tuple(infos)
+
+
+def _labels(expr: Expr, base: str) -> Iterator[tuple[Dim, str]]:
+    found = [d for d in dict.fromkeys(atoms(expr)) if d.size > 1]
+    for i, d in enumerate(found):
+        yield d, base if len(found) == 1 else f"{base}/{i}"
+
+
+def classify(typed: TypedGraph) -> dict[Dim, str]:
+    """The kind of each dim, by what the operators do with it; the first that fits in the order of `KINDS`."""
+    found: dict[Dim, set[str]] = {}
+
+    def mark(exprs: Iterable[Expr], kind: str) -> None:
+        for e in exprs:
+            for d in atoms(e):
+                found.setdefault(d, set()).add(kind)
+
+    fixed = set(typed.graph.constants)
+    for i, node in enumerate(typed.graph.nodes):
+        if node.input and all(n in fixed or not n for n in node.input):
+            fixed.update(node.output)
+        _Marks(typed, i, mark, fixed).by_operator(node.op_type)
+    return {d: next(k for k in KINDS if k in kinds) for d, kinds in found.items()}
+
+
+class _Marks:
+    """The kinds that one node gives to its axes."""
+
+    def __init__(self, typed: TypedGraph, index: int, mark: object, fixed: set[str]) -> None:
+        self.node, self.signature, self.mark = typed.graph.nodes[index], typed.signatures[index], mark
+        self.constant = [name in fixed for name in self.node.input]
+
+    def by_operator(self, op: str) -> None:
+        s, mark = self.signature, self.mark
+        assert callable(mark)
+        for read in s.reads:
+            if read.how in ("stats", "mean") and not _spatial(self, read.input, read.axis):
+                mark([read.expr], "width" if read.how == "stats" or self._is_last(read.input, read.axis) else "units")
+        inputs = s.inputs
+        if op in ("LSTM", "GRU", "RNN") and inputs[2] is not None:
+            mark([inputs[2][2]], "hidden")
+        elif op in ("Conv", "ConvTranspose") and s.outputs[0] is not None and inputs[1] is not None:
+            mark([s.outputs[0][1]], "filters")
+            mark(_outer_groups(s.outputs[0][1], inputs[1], op), "groups")
+        elif op == "Attention" and s.reads:
+            mark([s.reads[0].expr], "head-channels")
+            self._attention(mark)
+        elif op in ("MatMul", "Gemm", "Einsum") and s.outputs[0] is not None:
+            self._product(mark)
+
+    def _product(self, mark: object) -> None:
+        assert callable(mark)
+        a, b, out = self.signature.inputs[0], self.signature.inputs[1], self.signature.outputs[0]
+        if a is None or b is None or out is None:
+            return
+        if not any(self.constant[:2]):  # data times data: attention
+            mark([r.expr for r in self.signature.reads], "head-channels")
+            mark(out[-1:], "head-channels")
+            mark(out[:-2], "heads")
+            return
+        mark(out[-1:], "neurons")
+        weight = a if self.constant[0] else b
+        if len(weight) > 2:
+            mark(weight[:-2], "experts")
+
+    def _attention(self, mark: object) -> None:
+        assert callable(mark)
+        for axes in self.signature.inputs[:3]:
+            if axes is None:
+                continue
+            e = resolve(axes[1] if len(axes) == 4 else axes[2])
+            if len(axes) == 4:
+                mark([e], "heads")
+                mark([axes[3]], "head-channels")
+            elif isinstance(e, Prod):
+                mark(e.factors[:-1], "heads")
+                mark(e.factors[-1:], "head-channels")
+
+    def _is_last(self, i: int, axis: int) -> bool:
+        axes = self.signature.inputs[i]
+        return axes is not None and axis == len(axes) - 1
+
+
+def _spatial(marks: _Marks, i: int, axis: int) -> bool:
+    """Statistics over an axis behind the channels (InstanceNorm, global pooling) say nothing about its kind."""
+    return marks.node.op_type in ("InstanceNormalization", "GlobalAveragePool")
+
+
+def _outer_groups(channels: Expr, weight: list[Expr], op: str) -> list[Expr]:
+    """The group factor of a grouped convolution whose groups have several channels."""
+    e = resolve(channels)
+    grouped = isinstance(e, Prod) and weight[1].size > 1 and (op == "ConvTranspose" or weight[1].size < e.size)
+    return list(e.factors[:-1]) if grouped and isinstance(e, Prod) else []

@@ -1,0 +1,225 @@
+"""Deciding what to remove: budgets and scores in, a Plan out. A Plan is data: it prints, saves, and is the only bridge to surgery.
+
+    ratio, local    floor(r * n) of the n units of every dim
+    ratio, global   floor(r * N) of all units, the least important by score over the dim's mean score
+    macs, params    the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
+    lossless        what `lossless` proves to be without effect
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from onnxprune import cost
+from onnxprune.criteria import CRITERIA, Scores
+from onnxprune.dims import Dim, Mask
+from onnxprune.errors import InputError
+from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.lossless import removable
+
+SCOPES = ("global", "local")
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much to remove: exactly one of ratio, macs, params (fractions between 0 and 1) and lossless; and how to choose."""
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    lossless: bool = False
+    scope: str = "global"
+    criterion: str = "l2"
+    round_to: int = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None] + ["lossless"] * self.lossless
+        if len(given) != 1:
+            raise InputError(f"give exactly one budget of ratio, macs, params, lossless; got {', '.join(given) or 'none'}")
+        for name in given:
+            value = getattr(self, name)
+            if name != "lossless" and not (isinstance(value, (int, float)) and 0 < value < 1):
+                raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
+        if self.scope not in SCOPES:
+            raise InputError(f"unknown scope {self.scope!r}: choose {' or '.join(SCOPES)}")
+        if self.criterion not in CRITERIA:
+            raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
+        if not isinstance(self.round_to, int) or self.round_to < 1:
+            raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons."""
+
+    keep: dict[str, Mask]
+    model: str = ""
+    kinds: dict[str, str] = field(default_factory=dict)
+    refused: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def removed(self) -> int:
+        """Number of units that go."""
+        return sum(int((~m).sum()) for m in self.keep.values())
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads; removed units by number."""
+        dims = {
+            n: {"kind": self.kinds.get(n, "units"), "size": int(m.size), "removed": np.flatnonzero(~m).tolist()}
+            for n, m in self.keep.items()
+        }
+        refused = [{"dim": n, "reason": r} for n, r in self.refused]
+        return json.dumps({"version": VERSION, "model": self.model, "dims": dims, "refused": refused}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """Read a saved plan; InputError if it is not one."""
+        try:
+            data = json.loads(text)
+            if data["version"] != VERSION:
+                raise InputError(f"the plan has version {data['version']}, this onnxprune reads version {VERSION}")
+            keep = {}
+            for name, row in data["dims"].items():
+                keep[name] = np.ones(int(row["size"]), bool)
+                keep[name][np.asarray(row["removed"], int)] = False
+            kinds = {n: str(row.get("kind", "units")) for n, row in data["dims"].items()}
+            refused = tuple((r["dim"], r["reason"]) for r in data.get("refused", []))
+            return Plan(keep, str(data["model"]), kinds, refused)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"not a plan of onnxprune: {type(error).__name__}: {error}") from error
+
+
+def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
+    """Keep-masks by Dim for surgery; InputError if the plan was not made for this graph."""
+    known = {d.name: d for d in typed.prunable}
+    bound: dict[Dim, Mask] = {}
+    for name, mask in plan.keep.items():
+        info = known.get(name)
+        if info is None:
+            raise InputError(f"the plan cuts {name!r}, which this model does not have or does not allow: was it made for another file?")
+        if info.dim.size != mask.size:
+            raise InputError(f"the plan has {mask.size} units for {name!r}, the model {info.dim.size}")
+        if not mask.any():
+            raise InputError(f"the plan leaves no unit of {name!r}: keep at least one")
+        if not mask.all():
+            bound[info.dim] = mask
+    return bound
+
+
+def make_plan(typed: TypedGraph, budget: Budget, model: str = "") -> Plan:
+    """Choose the units to remove. Raises InputError for a pattern without match or a budget that cannot be reached."""
+    chosen = select(typed.prunable, budget.include, budget.exclude, typed.dims)
+    infos = {d.dim: d for d in chosen}
+    refused: list[tuple[str, str]] = []
+    if budget.lossless:
+        keep = {d: ~gone for d, gone in removable(typed, set(infos)).items()}
+        keep = {d: _at_least(m, budget.round_to) for d, m in keep.items()}
+    else:
+        keep = _by_score(typed, budget, infos)
+        for d, mask in keep.items():
+            if mask.all():
+                refused.append((infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {budget.round_to})"))
+    cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
+    return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
+
+
+def select(prunable: Sequence[DimInfo], include: Iterable[str], exclude: Iterable[str], known: Sequence[DimInfo]) -> list[DimInfo]:
+    """Dims that match some include pattern (all, if there is none) and no exclude pattern, in order."""
+    for pattern in (*include, *exclude):
+        if not any(matches(d, pattern) for d in known):
+            raise InputError(f"pattern {pattern!r} matches no dim, node or tensor: see `onnxprune inspect` for their names")
+    picked = [d for d in prunable if not include or any(matches(d, p) for p in include)]
+    return [d for d in picked if not any(matches(d, p) for p in exclude)]
+
+
+def matches(info: DimInfo, pattern: str) -> bool:
+    """`kind:NAME`, or a wildcard pattern over the dim's name and the nodes and tensors that carry it."""
+    if pattern.startswith("kind:"):
+        return fnmatchcase(info.kind, pattern[5:])
+    names = {info.name} | {p.node for p in info.places} | {p.tensor for p in info.places}
+    return any(fnmatchcase(n, pattern) for n in names)
+
+
+def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> dict[Dim, Mask]:
+    scores = CRITERIA[budget.criterion](typed, infos)
+    ranked = {d: np.argsort(np.argsort(scores[d], kind="stable"), kind="stable") for d in infos}
+    counts = _counter(scores, list(infos), budget)
+
+    def masks(amount: float) -> dict[Dim, Mask]:
+        return {d: ranked[d] >= gone for d, gone in counts(amount).items()}
+
+    if budget.ratio is not None:
+        return masks(budget.ratio)
+    poly, wanted, name = (
+        (cost.macs(typed), budget.macs, "MACs") if budget.macs is not None else (cost.params(typed), budget.params, "parameters")
+    )
+    assert wanted is not None
+    return masks(_solve(poly, wanted, name, counts))
+
+
+def _counter(scores: Scores, dims: list[Dim], budget: Budget) -> Callable[[float], dict[Dim, int]]:
+    """A function from an amount in [0, 1] to the number of units that leave each dim."""
+    if budget.scope == "local":
+        return lambda amount: {d: _rounded(d.size, math.floor(amount * d.size + 1e-9), budget.round_to) for d in dims}
+    relative = {d: np.sort(scores[d] / (scores[d].mean() or 1.0)) for d in dims}
+    pool = np.sort(np.concatenate([*relative.values(), np.empty(0)]))
+
+    def ranked(amount: float) -> dict[Dim, int]:
+        total = math.floor(amount * pool.size + 1e-9)
+        if not total:
+            return dict.fromkeys(dims, 0)
+        limit, left = pool[total - 1], total
+        gone = {d: int(np.searchsorted(relative[d], limit, "left")) for d in dims}
+        left -= sum(gone.values())
+        for d in dims:  # units that tie at the limit go in order of appearance
+            ties = min(left, int(np.searchsorted(relative[d], limit, "right")) - gone[d])
+            gone[d] += ties
+            left -= ties
+        return {d: _rounded(d.size, g, budget.round_to) for d, g in gone.items()}
+
+    return ranked
+
+
+def _rounded(size: int, gone: int, step: int) -> int:
+    """How many units may go so that the rest is a multiple of `step`, and at least `step` (or all, where the dim is smaller)."""
+    kept = max(1, size - gone)
+    return size - min(size, math.ceil(kept / step) * step)
+
+
+def _solve(poly: cost.Polynomial, wanted: float, name: str, counts: Callable[[float], dict[Dim, int]]) -> float:
+    """The smallest amount whose cost is at most `wanted` of the whole, by bisection to one part in 2^20."""
+
+    def at(amount: float) -> int:
+        return poly.at({d: d.size - gone for d, gone in counts(amount).items()})
+
+    whole = poly.at({})
+    if not whole:
+        raise InputError(f"the model has no {name} to save")
+    if at(1.0) > wanted * whole:
+        raise InputError(f"{wanted:.3g} of the {name} cannot be reached: with one unit left in every dim {at(1.0) / whole:.3g} remain")
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        mid = (low + high) / 2
+        low, high = (low, mid) if at(mid) <= wanted * whole else (mid, high)
+    return high
+
+
+def _at_least(mask: Mask, step: int) -> Mask:
+    """Keep further units, from the front, until their number is a multiple of `step` (or all)."""
+    short = mask.size - _rounded(mask.size, int((~mask).sum()), step) - int(mask.sum())
+    if short <= 0:
+        return mask
+    more = mask.copy()
+    more[np.flatnonzero(~mask)[:short]] = True
+    return more

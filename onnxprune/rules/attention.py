@@ -1,0 +1,68 @@
+"""The standard Attention operator: key-value heads, query heads per group, query-key channels and value channels are dims."""
+
+from __future__ import annotations
+
+from onnxprune.dims import ONE, product
+from onnxprune.rules.rule import Axes, Node, Table
+
+
+def attention(node: Node) -> None:
+    """Attention (opset 23-24): Q (N, Hq*D, ...), K, V with fewer heads shared by groups of query heads.
+
+    4-D: Q (N, Hq, S, D), K (N, Hk, T, D), V (N, Hk, T, Dv), Y (N, Hq, S, Dv); 3-D: Q (N, S, Hq*D) and so on, heads by attribute.
+    Dims: key-value heads, query heads per group, query-key channels, value channels.
+    """
+    q, k, v = (_heads(node, i, name) for i, name in enumerate(("q_num_heads", "kv_num_heads", "kv_num_heads")))
+    flat = node.rank(0) == 3
+    groups, per_group = node.space.factor(q[1], q[1].size // k[1].size)
+    node.unify(groups, k[1])
+    for a, b in ((q[3], k[3]), (q[0], k[0]), (k[0], v[0]), (k[1], v[1])):
+        node.unify(a, b)
+    node.freeze(k[2], "normalised")
+    node.freeze(v[2], "normalised")
+    if node.has(3):
+        node.broadcast([[q[0], q[1], q[2], node.fixed(_key_length(node, k), "normalised")], _mask(node)])
+    _caches(node, k, v)
+    node.out([q[0], q[2], product(q[1], v[3])] if flat else [q[0], q[1], q[2], v[3]])
+    if len(node.proto.output) > 3:
+        node.out([q[0], q[1], q[2], node.fixed(_key_length(node, k), "normalised")], 3)
+    if flat:
+        node.edit("q_num_heads", q[1], scalar=True)
+        node.edit("kv_num_heads", k[1], scalar=True)
+    if "scale" not in node.attrs:
+        node.edit("scale", float(q[3].size) ** -0.5, scalar=True, when=(q[3],))
+    node.read(0, 2 if flat else 3, partner=(1, 2 if flat else 3), expr=q[3])
+
+
+def _heads(node: Node, i: int, attribute: str) -> Axes:
+    """Axes (N, H, S, D) of Q, K or V in either form."""
+    x = node.axes(i)
+    if len(x) == 4:
+        return x
+    heads, channels = node.space.factor(x[2], x[2].size // int(node.attr(attribute)))
+    return [x[0], heads, x[1], channels]
+
+
+def _key_length(node: Node, k: Axes) -> int:
+    return k[2].size + (node.shape(4)[2] if node.has(4) else 0)
+
+
+def _mask(node: Node) -> Axes:
+    """The mask's axes, its last one cut to what the operator pads it to."""
+    axes = list(node.axes(3))
+    node.freeze(axes[-1], "normalised")
+    return axes[:-1] + [ONE]
+
+
+def _caches(node: Node, k: Axes, v: Axes) -> None:
+    for i, side, out in ((4, k, 1), (5, v, 2)):
+        if node.has(i):
+            past = node.axes(i)
+            for a, b in ((past[0], side[0]), (past[1], side[1]), (past[3], side[3])):
+                node.unify(a, b)
+            node.freeze(past[2], "normalised")
+        if out < len(node.proto.output) and node.proto.output[out]:
+            node.out([side[0], side[1], node.fixed(node.out_shape(out)[2], "normalised"), side[3]], out)
+
+
+TABLE: Table = {"Attention": attention}

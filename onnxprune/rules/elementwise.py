@@ -1,0 +1,64 @@
+"""Operators that work entry by entry: every axis goes through, broadcasting unifies the axes of equal size."""
+
+from __future__ import annotations
+
+from onnxprune.dims import ONE
+from onnxprune.errors import Barrier
+from onnxprune.rules.rule import Axes, Node, Table
+
+
+def same(node: Node) -> None:
+    """Output axes are input 0's; other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type (CastLike)."""
+    for k in range(len(node.proto.output)):
+        node.out(list(node.axes(0)), k)
+
+
+def broadcast(node: Node) -> None:
+    """All inputs broadcast together; before opset 7 the second one is placed at attribute `axis`."""
+    shapes = [node.axes(i) for i in range(len(node.proto.input)) if node.has(i)]
+    if node.opset < 7 and node.attr("broadcast", 0):
+        shapes[1] = _legacy(node, shapes)
+    node.out(node.broadcast(shapes))
+
+
+def _legacy(node: Node, shapes: list[Axes]) -> Axes:
+    rank = len(shapes[0])
+    at = int(node.attr("axis", rank - len(shapes[1])))
+    return shapes[1] + [ONE] * (rank - (at % rank if at < 0 else at) - len(shapes[1]))
+
+
+def prelu(node: Node) -> None:
+    """PRelu: the slope broadcasts to x; before opset 7 it is one number per channel (axis 1)."""
+    x, slope = node.axes(0), node.axes(1)
+    if node.opset < 7 and len(slope) == 1 and slope[0].size > 1:
+        slope = slope + [ONE] * (len(x) - 2)
+    node.out(node.broadcast([x, slope]))
+
+
+def quantize(node: Node) -> None:
+    """QuantizeLinear, DequantizeLinear (opset 10-25): scale and zero point are scalars or lie along `axis`."""
+    x = node.axes(0)
+    if node.attr("block_size", 0):
+        raise Barrier("barrier", "blocked quantisation")
+    for i in (1, 2):
+        if node.has(i) and node.rank(i) == 1 and node.shape(i)[0] > 1:
+            node.unify(node.axes(i)[0], x[int(node.attr("axis", 1)) % len(x)])
+        elif node.has(i):
+            node.axes(i)
+    node.out(list(x))
+
+
+_SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
+HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
+Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
+_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
+Pow Sub Sum Where Xor"""
+
+TABLE: Table = {
+    **dict.fromkeys(_SAME.split(), same),
+    **dict.fromkeys(_BROADCAST.split(), broadcast),
+    "PRelu": prelu,
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": quantize,
+}
+

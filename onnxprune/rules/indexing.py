@@ -1,0 +1,212 @@
+"""Operators that pick entries by number, and operators that make tensors or tell sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.dims import Expr, is_frozen, product, total
+from onnxprune.errors import Barrier
+from onnxprune.rules.rule import Axes, Bound, Node, Table
+
+MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
+
+
+def gather(node: Node) -> None:
+    """Gather (opset 1-13): data axes before and after `axis` go through, the indices' axes take its place.
+
+    A constant index list that is made of contiguous runs, or that transposes a product, rearranges the axis; any other index freezes it.
+    """
+    x, index = node.axes(0), node.axes(1)
+    at = node.axis(0)
+    value = node.static(1)
+    if is_frozen(x[at]) or value is None:
+        node.freeze(x[at], "index")
+        middle = index
+    elif value.ndim == 0:
+        k = int(value) % x[at].size
+        node.edit(1, Bound(x[at], k), when=(x[at],))
+        node.space.split(node.space.split(x[at], k)[1], 1)
+        middle = []
+    elif picked := _picked(node, x[at], value % x[at].size):
+        middle = picked
+        node.freeze(index[0], "structure", "an index list")
+    else:
+        node.freeze(x[at], "picked")
+        middle = index
+    node.out([*x[:at], *middle, *x[at + 1 :]])
+
+
+def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Axes | None:
+    """The axis that a constant index list makes of `axis`, or None."""
+    if index.ndim != 1 or index.size < 2:
+        return None
+    steps = np.flatnonzero(np.diff(index) != 1) + 1
+    if len(steps) < MAX_RUNS:
+        runs = [(int(r[0]), len(r)) for r in np.split(index, steps)]
+        node.renumber(1, axis)
+        return [total(*(node.space.split(node.space.split(axis, start)[1], n)[0] for start, n in runs))]
+    stride = int(index[1] - index[0])
+    if stride > 0 and axis.size % stride == 0:
+        grid = np.arange(axis.size).reshape(-1, stride)
+        if index.size == axis.size and np.array_equal(index, grid.T.reshape(-1)):
+            outer, inner = node.space.factor(axis, stride)
+            node.renumber(1, axis)
+            return [product(inner, outer)]
+        if index.size == axis.size // stride and index[0] < stride and np.array_equal(index, grid[:, index[0]]):
+            outer, inner = node.space.factor(axis, stride)
+            node.freeze(inner, "picked")
+            node.renumber(1, axis)
+            return [outer]
+    return None
+
+
+def gather_elements(node: Node) -> None:
+    """GatherElements, ScatterElements, Scatter: `axis` is indexed; other axes agree where the indices cover them whole."""
+    x, index, at = node.axes(0), node.axes(1), node.axis(0)
+    others = [node.axes(2)] if node.has(2) else []
+    for e in (x[at], index[at], *(o[at] for o in others)):
+        node.freeze(e, "index")
+    for k, e in enumerate(x):
+        if k == at:
+            continue
+        for other in (index, *others):
+            if other[k].size == e.size:
+                node.unify(e, other[k])
+            else:
+                node.freeze(e, "index")
+                node.freeze(other[k], "index")
+    node.out(list(x) if others else list(index))
+
+
+def gather_nd(node: Node) -> None:
+    """GatherND (opset 11-13): the first b axes are batch, the next q are indexed, the rest goes through."""
+    x, index, b = node.axes(0), node.axes(1), int(node.attr("batch_dims", 0))
+    q = index[-1].size
+    for e in x[: b + q]:
+        node.freeze(e, "index")
+    for e in (*index[:b], index[-1]):
+        node.freeze(e, "index")
+    node.out([*x[:b], *index[b:-1], *x[b + q :]])
+
+
+def scatter_nd(node: Node) -> None:
+    """ScatterND (opset 11-18): the first q axes are indexed, the rest of data and updates agrees."""
+    x, index, updates = node.axes(0), node.axes(1), node.axes(2)
+    q = index[-1].size
+    for e in (*x[:q], index[-1]):
+        node.freeze(e, "index")
+    for a, b in zip([*index[:-1], *x[q:]], updates, strict=True):
+        node.unify(a, b)
+    node.out(list(x))
+
+
+def one_hot(node: Node) -> None:
+    """OneHot (opset 9-11): a new axis of class numbers."""
+    out, x = list(node.axes(0)), node.axes(0)
+    at = int(node.attr("axis", -1)) % (len(x) + 1)
+    out.insert(at, node.fixed(node.out_shape()[at], "index"))
+    node.out(out)
+
+
+def ordered(default: int, source: str = "attribute") -> object:
+    """CumSum (axis is input 1) and others whose result depends on the order along one axis."""
+
+    def rule(node: Node) -> None:
+        x = node.axes(0)
+        if source == "input":
+            axis = (node.ints("axis", 1) or [default])[0]
+        else:
+            axis = int(node.attr("axis", default))
+        node.freeze(x[axis % len(x)], "index")
+        node.out(list(x))
+
+    return rule
+
+
+def trilu(node: Node) -> None:
+    """Trilu (opset 14): compares the indices of the last two axes."""
+    x = node.axes(0)
+    for e in x[-2:]:
+        node.freeze(e, "index")
+    node.out(list(x))
+
+
+def reverse_sequence(node: Node) -> None:
+    """ReverseSequence (opset 10): reverses along `time_axis`, as far as each entry of `batch_axis` says."""
+    x = node.axes(0)
+    for name, default in (("time_axis", 0), ("batch_axis", 1)):
+        node.freeze(x[int(node.attr(name, default))], "index")
+    node.out(list(x))
+
+
+def grid_sample(node: Node) -> None:
+    """GridSample (opset 16-22): X (N, C, *S), grid (N, *S', r) -> (N, C, *S')."""
+    x, grid = node.axes(0), node.axes(1)
+    for e in (*x[2:], grid[-1]):
+        node.freeze(e, "spatial")
+    node.unify(x[0], grid[0])
+    node.out([*x[:2], *grid[1:-1]])
+
+
+def measure(node: Node) -> None:
+    """Shape, Size: numbers derived from sizes keep their original values (surgery sees to it); the count itself is fixed."""
+    node.axes(0)
+    node.signature.measures = True
+    node.out([node.fixed(n) for n in node.out_shape()])
+
+
+def constant_of_shape(node: Node) -> None:
+    """ConstantOfShape (opset 9-25): every unit is the same constant."""
+    out: Sequence[Expr] = [node.fresh(n) for n in node.out_shape()]
+    node.sized(0, out)
+    node.out(list(out))
+
+
+def counted(node: Node) -> None:
+    """Range, Constant with a value that is not a dense tensor: entries are told apart by their place."""
+    node.out([node.fixed(n, "index") for n in node.out_shape()])
+
+
+def control_flow(node: Node) -> None:
+    raise Barrier("control-flow", node.proto.op_type)
+
+
+def barrier(detail: str) -> object:
+    """An operator that is deliberately not typed."""
+
+    def rule(node: Node) -> None:
+        raise Barrier("barrier", detail)
+
+    return rule
+
+
+TABLE: Table = {
+    "Gather": gather,
+    "GatherElements": gather_elements,
+    "ScatterElements": gather_elements,
+    "Scatter": gather_elements,
+    "GatherND": gather_nd,
+    "ScatterND": scatter_nd,
+    "OneHot": one_hot,
+    "CumSum": ordered(0, "input"),  # type: ignore[dict-item]
+    "Trilu": trilu,
+    "ReverseSequence": reverse_sequence,
+    "GridSample": grid_sample,
+    "Shape": measure,
+    "Size": measure,
+    "ConstantOfShape": constant_of_shape,
+    "Range": counted,
+    "Constant": counted,
+    "If": control_flow,
+    "Loop": control_flow,
+    "Scan": control_flow,
+    "SequenceMap": control_flow,
+    "NonZero": barrier("positions of non-zero entries"),  # type: ignore[dict-item]
+    "MaxUnpool": barrier("its indices number the whole tensor"),  # type: ignore[dict-item]
+    "NonMaxSuppression": barrier("boxes are picked by number"),  # type: ignore[dict-item]
+    "Unique": barrier("positions of unique entries"),  # type: ignore[dict-item]
+    "DynamicQuantizeLinear": barrier("one scale for all units"),  # type: ignore[dict-item]
+}

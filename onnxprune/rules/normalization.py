@@ -1,0 +1,112 @@
+"""Normalisations and softmax: per-channel parameters follow their channels; a normalised axis is read by statistics, or frozen."""
+
+from __future__ import annotations
+
+from onnxprune.dims import ONE, Expr
+from onnxprune.rules.rule import Axes, Node, Table
+
+
+def batch_normalization(node: Node) -> None:
+    """BatchNormalization (opset 1-15): scale, bias, mean, variance (C,) along axis 1; extra outputs are running statistics (C,)."""
+    x = node.axes(0)
+    channel = x[1] if len(x) > 1 else ONE
+    for i in range(1, 5):
+        node.unify(node.axes(i)[0], channel)
+    node.out(list(x))
+    for k in range(1, len(node.proto.output)):
+        node.out([channel], k)
+
+
+def instance_normalization(node: Node) -> None:
+    """InstanceNormalization (opset 1-22): scale, bias (C,); statistics over the axes after the channels, per sample."""
+    x = node.axes(0)
+    for i in (1, 2):
+        node.unify(node.axes(i)[0], x[1])
+    for k in range(2, len(x)):
+        node.read(0, k, "stats")
+    node.out(list(x))
+
+
+def layer_normalization(node: Node) -> None:
+    """LayerNormalization (opset 17), RMSNormalization (opset 23): statistics over the axes from `axis` on; scale and bias lie there."""
+    x = node.axes(0)
+    at = node.axis(-1)
+    for i in range(1, len(node.proto.input)):
+        if node.has(i):
+            node.broadcast([x, node.axes(i)])
+    for k in range(at, len(x)):
+        node.read(0, k, "stats")
+    node.out(list(x))
+    for k in range(1, len(node.proto.output)):
+        node.out([*x[:at], *[ONE] * (len(x) - at)], k)
+
+
+def group_normalization(node: Node) -> None:
+    """GroupNormalization: X (N, g*I, *S); scale and bias (g,) in opset 18, (g*I,) from 21; statistics per group."""
+    x = node.axes(0)
+    g = int(node.attr("num_groups"))
+    groups, inner = node.space.factor(x[1], x[1].size // g)
+    per_channel = node.opset >= 21
+    for i in (1, 2):
+        node.unify(node.axes(i)[0], x[1] if per_channel else groups)
+    node.edit("num_groups", groups, scalar=True)
+    node.read(0, 1, "stats", expr=inner)
+    for k in range(2, len(x)):
+        node.read(0, k, "stats")
+    node.out(list(x))
+
+
+def mean_variance_normalization(node: Node) -> None:
+    """MeanVarianceNormalization (opset 9-13): statistics over `axes`, by default all but the channels."""
+    x = node.axes(0)
+    for k in node.attr("axes", [0, 2, 3]):
+        node.read(0, k % len(x), "stats")
+    node.out(list(x))
+
+
+def along_axis(default: int, code: str, since: int = 0) -> object:
+    """An operator that mixes or numbers the units of attribute `axis`: that axis is frozen. Before opset `since` it flattened from there."""
+
+    def rule(node: Node) -> None:
+        x = node.axes(0)
+        at = node.axis(1 if node.opset < since else default)
+        for e in x[at:] if node.opset < since else x[at : at + 1]:
+            node.freeze(e, code)
+        node.out(list(x))
+
+    return rule
+
+
+def lp_normalization(node: Node) -> None:
+    """LpNormalization (opset 1-22): each entry is divided by the p-norm along `axis`."""
+    node.read(0, node.axis(-1), "norm")
+    node.out(list(node.axes(0)))
+
+
+def lrn(node: Node) -> None:
+    """LRN (opset 1-13): a window slides over the channels."""
+    node.freeze(node.axes(0)[1], "spatial", "LRN's window slides over the channels")
+    node.out(list(node.axes(0)))
+
+
+def channels_only(node: Node, out: Expr | None = None) -> Axes:
+    """Axes (N, C, ...) of which only the first two go through; the rest is new and fixed."""
+    x, shape = node.axes(0), node.out_shape()
+    for e in x[2:]:
+        node.freeze(e, "spatial")
+    return [x[0], out or x[1], *(node.fixed(n, "spatial") for n in shape[2:])]
+
+
+TABLE: Table = {
+    "BatchNormalization": batch_normalization,
+    "InstanceNormalization": instance_normalization,
+    "LayerNormalization": layer_normalization,
+    "RMSNormalization": layer_normalization,
+    "GroupNormalization": group_normalization,
+    "MeanVarianceNormalization": mean_variance_normalization,
+    "LpNormalization": lp_normalization,
+    "LRN": lrn,
+    "Softmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
+    "LogSoftmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
+    "Hardmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
+}

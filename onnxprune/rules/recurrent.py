@@ -1,0 +1,54 @@
+"""LSTM, GRU and RNN (opset 1-22): hidden units are one dim, shared by gates, recurrence, states and both directions."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from onnxprune.dims import Expr
+from onnxprune.rules.rule import Axes, Node, Table
+
+
+def recurrent(node: Node, gates: int) -> None:
+    """X (T, N, I), W (D, g*H, I), R (D, g*H, H), B (D, 2*g*H), lengths (N,), states (D, N, H), P (D, 3*H) -> Y (T, D, N, H), Y_h, Y_c.
+
+    With layout 1 the batch comes first everywhere.
+    """
+    x, w, r = node.axes(0), node.axes(1), node.axes(2)
+    hidden, directions = r[2], w[0]
+    first = bool(node.attr("layout", 0))
+    time, batch = (x[1], x[0]) if first else (x[0], x[1])
+    for e, code in ((time, "index"), (directions, "structure")):
+        node.freeze(e, code)
+    node.unify(x[2], w[2])
+    _gates(node, w[1], hidden, gates)
+    _gates(node, r[1], hidden, gates)
+    if node.has(3):
+        _gates(node, node.axes(3)[1], hidden, 2 * gates)
+    if node.has(4):
+        node.unify(node.axes(4)[0], batch)
+    state: Axes = [batch, directions, hidden] if first else [directions, batch, hidden]
+    for i in (5, 6):
+        if node.has(i):
+            for a, b in zip(node.axes(i), state, strict=True):
+                node.unify(a, b)
+    if node.has(7):
+        _gates(node, node.axes(7)[1], hidden, 3)
+    node.out([batch, time, directions, hidden] if first else [time, directions, batch, hidden])
+    node.out(list(state), 1)
+    node.out(list(state), 2)
+    node.edit("hidden_size", hidden, scalar=True)
+    node.read(0, 2, partner=(1, 2))
+    node.read(2, 2)
+
+
+def _gates(node: Node, rows: Expr, hidden: Expr, count: int) -> None:
+    outer, inner = node.space.factor(rows, rows.size // count)
+    node.freeze(outer, "structure")
+    node.unify(inner, hidden)
+
+
+TABLE: Table = {
+    "LSTM": partial(recurrent, gates=4),
+    "GRU": partial(recurrent, gates=3),
+    "RNN": partial(recurrent, gates=1),
+}

@@ -1,0 +1,294 @@
+"""What is known of every tensor before anything runs: concrete shape, element type, small values - and which of it may vary.
+
+One walk over the nodes at a concrete binding of the symbolic sizes: values where all inputs are known (`evaluate`), shapes by onnx's own
+per-node inference otherwise. A second walk at another binding tells what is dynamic: a size or a value that differs. A stale `value_info` is
+never read. Shapes that inference cannot tell (contrib operators, data-dependent sizes) come from one ONNX Runtime run, and are only
+asked for when there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+
+from onnxprune.errors import InputError
+from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
+from onnxprune.graph import FLOATS, Graph, attributes
+
+Shape = tuple[int, ...]
+Feeds = dict[str, NDArray[Any]]
+SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
+# Sizes tried for symbolic axes, two bindings each. Odd primes first: sizes that share factors with channel counts could align by accident.
+BATCH_SIZES = (2, 3)
+LENGTH_SIZES = ((11, 13), (32, 48), (128, 160))
+IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704))
+
+
+@dataclass(frozen=True)
+class Binding:
+    """Concrete input shapes by input name."""
+
+    shapes: Mapping[str, Shape]
+
+
+@dataclass
+class Walk:
+    """Facts at one binding."""
+
+    types: dict[str, TypeProto] = field(default_factory=dict)
+    values: dict[str, NDArray[Any]] = field(default_factory=dict)
+    failed: list[int] = field(default_factory=list)
+
+    def shape(self, name: str) -> Shape | None:
+        kind = self.types.get(name)
+        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+            return None
+        dims = kind.tensor_type.shape.dim
+        return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Facts at two bindings. `shapes` and `values` are those of the first; `other_*` of the second."""
+
+    binding: Binding
+    other: Binding
+    shapes: dict[str, Shape]
+    other_shapes: dict[str, Shape]
+    values: dict[str, NDArray[Any]]
+    other_values: dict[str, NDArray[Any]]
+    dtypes: dict[str, int]
+
+    def dynamic(self, name: str, axis: int) -> bool:
+        """Whether the size of an axis differs between the bindings."""
+        other = self.other_shapes.get(name)
+        return other is None or len(other) <= axis or other[axis] != self.shapes[name][axis]
+
+    def static(self, name: str) -> NDArray[Any] | None:
+        """The value of a tensor if it is known and the same at both bindings."""
+        a, b = self.values.get(name), self.other_values.get(name)
+        return a if a is not None and b is not None and a.shape == b.shape and np.array_equal(a, b) else None
+
+
+def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
+    """Walk `graph` at two bindings; `shapes` are input shapes known from data. Raises InputError if no binding works."""
+    best: tuple[int, Binding, Binding, Walk] | None = None
+    for first, second in bindings(graph, shapes or {}):
+        facts = walk(graph, first)
+        if best is None or len(facts.failed) < best[0]:
+            best = len(facts.failed), first, second, facts
+        if not facts.failed or first.shapes == second.shapes:
+            break
+    if best is None:
+        raise InputError("the model's inputs cannot be given concrete shapes")
+    _, first, second, facts = best
+    complete(graph, first, facts)
+    if first.shapes == second.shapes:
+        other = facts
+    else:
+        other = walk(graph, second)
+        complete(graph, second, other)
+    known, others = dict(_shapes(facts)), dict(_shapes(other))
+    dtypes = {n: t.tensor_type.elem_type for n, t in facts.types.items() if t.HasField("tensor_type")}
+    return Trace(first, second, known, others, facts.values, other.values, dtypes)
+
+
+def _shapes(facts: Walk) -> Iterator[tuple[str, Shape]]:
+    for name in facts.types:
+        if (shape := facts.shape(name)) is not None:
+            yield name, shape
+
+
+def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
+    for attempt in range(max(len(LENGTH_SIZES), len(IMAGE_SIZES))):
+        sizes: dict[str, tuple[int, int]] = {}
+        pair: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
+        for value in graph.inputs:
+            dims = value.type.tensor_type.shape.dim
+            picked = [_pick(value.name, axis, len(dims), dim, attempt, sizes) for axis, dim in enumerate(dims)]
+            if value.name in known:
+                picked = [(n, n if a == b else n + (b - a)) for n, (a, b) in zip(known[value.name], picked, strict=False)]
+            for k in (0, 1):
+                pair[k][value.name] = tuple(p[k] for p in picked)
+        yield Binding(pair[0]), Binding(pair[1])
+
+
+def _pick(name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    if dim.HasField("dim_value") and dim.dim_value > 0:
+        return dim.dim_value, dim.dim_value
+    if axis == 0:
+        picked = BATCH_SIZES
+    else:
+        table = IMAGE_SIZES if rank >= 4 else LENGTH_SIZES
+        picked = table[min(attempt, len(table) - 1)]
+    return sizes.setdefault(dim.dim_param or f"{name}.{axis}", picked)
+
+
+def walk(graph: Graph, binding: Binding) -> Walk:
+    """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in `failed`."""
+    facts = Walk()
+    for value in graph.shell.graph.input:
+        facts.types[value.name] = _bound(value.type, binding.shapes.get(value.name))
+    for name, tensor in graph.constants.items():
+        facts.types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+        if int(np.prod(tensor.dims)) <= SHAPE_DATA_ELEMENTS or tensor.data_type not in FLOATS:
+            facts.values[name] = graph.array(name)
+    for i, node in enumerate(graph.nodes):
+        if node.op_type == "Constant" and node.output[0] in facts.types:
+            continue
+        if not _by_value(graph, node, facts) and not _by_type(graph, node, facts):
+            facts.failed.append(i)
+    return facts
+
+
+def _bound(kind: TypeProto, shape: Shape | None) -> TypeProto:
+    if shape is None or not kind.HasField("tensor_type"):
+        return kind
+    return helper.make_tensor_type_proto(kind.tensor_type.elem_type, shape)
+
+
+def _by_value(graph: Graph, node: NodeProto, facts: Walk) -> bool:
+    """Evaluate a node if all its inputs are known and small; True if its outputs are known now."""
+    if node.op_type in ("Shape", "Size"):
+        shape = facts.shape(node.input[0])
+        if shape is None:
+            return False
+        attrs = attributes(node)
+        value = np.array(shape, np.int64)[attrs.get("start", 0) : attrs.get("end")]
+        return _know(facts, node, [value if node.op_type == "Shape" else np.array(int(np.prod(shape)), np.int64)])
+    if node.op_type in OPAQUE or not all(n in facts.values or not n for n in node.input) or not node.input:
+        return False
+    if _output_elements(node, facts) > MAX_ELEMENTS:
+        return False
+    try:
+        made = evaluate(node, [facts.values[n] if n else None for n in node.input], attributes(node), graph.opsets.get("", 1))
+    except Exception:  # an operator or type beyond the evaluator; shape inference still has its say
+        return False
+    return made is not None and _know(facts, node, made)
+
+
+def _output_elements(node: NodeProto, facts: Walk) -> int:
+    if node.op_type == "ConstantOfShape":
+        return int(np.prod(facts.values[node.input[0]]))
+    if node.op_type == "Expand":
+        return int(np.prod(facts.values[node.input[1]])) * facts.values[node.input[0]].size
+    return max(facts.values[n].size for n in node.input if n)
+
+
+def _know(facts: Walk, node: NodeProto, made: list[NDArray[Any]]) -> bool:
+    for name, array in zip(node.output, made, strict=False):
+        facts.values[name] = array
+        facts.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+    return True
+
+
+def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, graph.opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return False
+    names = [n for n in node.input if n]
+    if any(n not in facts.types for n in names):
+        return False
+    data = {n: _operand(facts.values[n]) for n in names if n in facts.values and _small(facts.values[n])}
+    try:
+        found = shape_inference.infer_node_outputs(
+            schema, node, {n: facts.types[n] for n in names}, data, opset_imports=graph.shell.opset_import,
+            ir_version=graph.shell.ir_version,
+        )
+    except Exception:  # onnx raises InferenceError, ValueError, RuntimeError for one thing: it cannot tell
+        return False
+    facts.types.update(found)
+    return all(facts.shape(n) is not None or not _is_tensor(found.get(n)) for n in node.output if n)
+
+
+def _is_tensor(kind: TypeProto | None) -> bool:
+    return kind is None or kind.HasField("tensor_type")
+
+
+def _small(value: NDArray[Any]) -> bool:
+    return value.size <= SHAPE_DATA_ELEMENTS
+
+
+def _operand(value: NDArray[Any]) -> TensorProto:
+    return numpy_helper.from_array(np.array(value, order="C"))
+
+
+def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
+    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them. Quietly leaves what does not run."""
+    if not facts.failed:
+        return
+    unknown = [n for node in graph.nodes for n in node.output if n and facts.shape(n) is None]
+    model = graph.to_proto()
+    present = {o.name for o in model.graph.output}
+    model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in unknown if n not in present)
+    try:
+        made = run(model, random_feeds(graph, binding), unknown)
+    except Exception:  # sizes that the model refuses, custom operators, sequences: the tensors stay unknown
+        return
+    for name, array in made.items():
+        if isinstance(array, np.ndarray):
+            facts.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+
+def run(model: ModelProto, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:
+    """Outputs of a model by name from one plain ONNX Runtime run, without optimisations that could hide a tensor."""
+    made = session(model, optimise=False)
+    names = outputs or [o.name for o in made.get_outputs()]
+    return dict(zip(names, made.run(names, feeds), strict=True))
+
+
+def session(model: ModelProto | bytes, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
+    """A CPU session that prints nothing."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    data = model if isinstance(model, bytes) else model.SerializeToString()
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
+    """Seeded inputs: standard normal floats; integers below the length of the table that they index, otherwise ones."""
+    rng = np.random.default_rng(seed)
+    feeds: Feeds = {}
+    for value in graph.inputs:
+        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        shape = binding.shapes[value.name]
+        if kind.kind in "iu":
+            feeds[value.name] = rng.integers(0, _index_limit(graph, value.name), shape).astype(kind)
+        elif kind.kind == "b":
+            feeds[value.name] = np.ones(shape, bool)
+        elif kind.kind == "O":
+            feeds[value.name] = np.full(shape, "a", object)
+        else:
+            feeds[value.name] = rng.standard_normal(shape).astype(kind)
+    if not graph.inputs:
+        return feeds
+    return {n: np.ones_like(a) if a.dtype.kind in "iu" and not a.any() else a for n, a in feeds.items()}
+
+
+def _index_limit(graph: Graph, name: str) -> int:
+    """One more than the largest valid index, if the input is used as one (through casts and reshapes); else 2, drawing zeros and ones."""
+    limit, todo, seen = 0, [name], {name}
+    while todo:
+        for i, j in graph.consumers.get(todo.pop(), []):
+            node = graph.nodes[i]
+            if node.op_type == "Gather" and j == 1 and node.input[0] in graph.constants:
+                dims = graph.constants[node.input[0]].dims
+                length = dims[attributes(node).get("axis", 0)]
+                limit = min(limit, length) if limit else length
+            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose") and j == 0:
+                todo.extend(n for n in node.output if n not in seen)
+                seen.update(node.output)
+    return limit or 2
