@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+from onnx import NodeProto
+
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
 from onnxprune.graph import FLOATS, Graph, captured
@@ -196,11 +198,13 @@ def _tie(typed: TypedGraph, space: Space) -> None:
         tensor = typed.graph.constants[name]
         if len(uses) < 2 or len(tensor.dims) < 2 or tensor.data_type not in FLOATS:
             continue
-        if any(RULES[typed.graph.nodes[u.node].op_type] in _POINTWISE for u in uses):
+        if any(is_pointwise(typed.graph.nodes[u.node]) for u in uses):
             continue
         for use in uses[1:]:
             for a, b in zip(uses[0].axes, use.axes, strict=True):
                 space.unify(resolve(a), resolve(b))
 
 
-_POINTWISE = (elementwise.broadcast, elementwise.prelu)
+def is_pointwise(node: NodeProto) -> bool:
+    """Whether a node works entry by entry, so that its constants are biases, scales or masks rather than weights."""
+    return RULES.get(node.op_type) in (elementwise.broadcast, elementwise.prelu)

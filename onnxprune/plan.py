@@ -123,8 +123,7 @@ def make_plan(typed: TypedGraph, budget: Budget, model: str = "") -> Plan:
     infos = {d.dim: d for d in chosen}
     refused: list[tuple[str, str]] = []
     if budget.lossless:
-        keep = {d: ~gone for d, gone in removable(typed, set(infos)).items()}
-        keep = {d: _at_least(m, budget.round_to) for d, m in keep.items()}
+        keep = {d: ~gone for d, gone in removable(typed, set(infos), budget.round_to).items()}
     else:
         keep = _by_score(typed, budget, infos)
         for d, mask in keep.items():
@@ -213,13 +212,3 @@ def _solve(poly: cost.Polynomial, wanted: float, name: str, counts: Callable[[fl
         mid = (low + high) / 2
         low, high = (low, mid) if at(mid) <= wanted * whole else (mid, high)
     return high
-
-
-def _at_least(mask: Mask, step: int) -> Mask:
-    """Keep further units, from the front, until their number is a multiple of `step` (or all)."""
-    short = mask.size - _rounded(mask.size, int((~mask).sum()), step) - int(mask.sum())
-    if short <= 0:
-        return mask
-    more = mask.copy()
-    more[np.flatnonzero(~mask)[:short]] = True
-    return more

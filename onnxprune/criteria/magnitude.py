@@ -1,7 +1,7 @@
 """Magnitude criteria: a unit matters as much as the weights that carry it, over all members of its dim.
 
 L1: sum of |w|; L2: square root of the sum of w^2 (Li et al. 2017, "Pruning filters for efficient convnets"; groups as in Fang et al. 2023,
-"DepGraph"). Vectors (biases, norm scales) count only for dims that no matrix or kernel carries.
+"DepGraph"). Constants that are added or multiplied entry by entry (biases, scales, masks) count only for dims that no weight carries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxprune.dims import Dim, atoms, gather
 from onnxprune.graph import FLOATS
-from onnxprune.inference import TypedGraph
+from onnxprune.inference import TypedGraph, is_pointwise
 
 Scores = dict[Dim, NDArray[np.float64]]
 CHUNK_ELEMENTS = 1 << 20  # working memory of a reduction, in elements
@@ -45,9 +45,10 @@ def _collect(typed: TypedGraph, dims: Iterable[Dim], power: np.ufunc, finish: Ca
                     continue
                 array = typed.graph.array(name) if array is None else array
                 seen |= {(d, axis) for d in new}
+                weight = array.ndim > 1 and not is_pointwise(typed.graph.nodes[use.node])
                 for d, value in gather(e, axis_sums(array, axis, power), np.add.reduce).items():
                     if d in new:
-                        into = sums[array.ndim > 1]
+                        into = sums[weight]
                         into[d] = into[d] + value if d in into else value
     nothing = {d: np.zeros(d.size) for d in wanted}
     return {d: finish(sums[True].get(d, sums[False].get(d, nothing[d]))) for d in wanted}
@@ -55,15 +56,18 @@ def _collect(typed: TypedGraph, dims: Iterable[Dim], power: np.ufunc, finish: Ca
 
 def axis_sums(array: NDArray[Any], axis: int, power: np.ufunc) -> NDArray[np.float64]:
     """Sum of power(w) over all other axes, shape (size of axis,), float64, in bounded working memory."""
+    if array.size <= CHUNK_ELEMENTS:  # masks hold the lowest float, whose square needs more range
+        others = tuple(k for k in range(array.ndim) if k != axis)
+        return np.asarray(power(array, dtype=np.float64).sum(others))
     cube = array.reshape(int(np.prod(array.shape[:axis])), array.shape[axis], -1)
     total = np.zeros(array.shape[axis])
     step = max(1, CHUNK_ELEMENTS // max(1, cube.shape[1] * cube.shape[2]))
     for at in range(0, cube.shape[0], step):
         block = cube[at : at + step]
         if block[0].size <= 2 * CHUNK_ELEMENTS:
-            total += power(block, dtype=np.float32 if block.itemsize < 4 else None).sum((0, 2), dtype=np.float64)
+            total += power(block, dtype=np.float32).sum((0, 2), dtype=np.float64)
         else:
             rows = max(1, CHUNK_ELEMENTS // cube.shape[2])
             for r in range(0, cube.shape[1], rows):
-                total[r : r + rows] += power(block[:, r : r + rows]).sum((0, 2), dtype=np.float64)
+                total[r : r + rows] += power(block[:, r : r + rows], dtype=np.float32).sum((0, 2), dtype=np.float64)
     return total

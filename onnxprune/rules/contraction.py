@@ -13,14 +13,10 @@ from onnxprune.rules.rule import Axes, Node, Table
 def conv(node: Node) -> None:
     """Conv (opset 1-22): X (N, g*I, *S), W (g*O, I, *K), B (g*O) -> Y (N, g*O, *S')."""
     x, w = node.axes(0), node.axes(1)
-    groups = _groups(node, x, w[0], w[1].size)
-    if groups is not None:
-        _, inner = groups
-        node.unify(inner, w[1])
-    else:
-        node.unify(x[1], w[1])
+    inner = _group_inputs(node, x, w[0], w[1].size)
+    node.unify(inner, w[1])
     _finish(node, x, w[0], w)
-    node.read(0, 1, partner=(1, 1), expr=x[1])
+    node.read(0, 1, partner=(1, 1), expr=inner)
 
 
 def conv_transpose(node: Node) -> None:
@@ -28,28 +24,28 @@ def conv_transpose(node: Node) -> None:
     x, w = node.axes(0), node.axes(1)
     g = int(node.attr("group", 1))
     node.unify(x[1], w[0])
-    out = w[1]
+    out, inner = w[1], w[0]
     if g > 1:
-        outer, _ = node.space.factor(w[0], w[0].size // g)
+        outer, inner = node.space.factor(w[0], w[0].size // g)
         node.edit("group", outer, scalar=True)
         out = node.space.dim(g * w[1].size)
         rows, low = node.space.factor(out, w[1].size)
         node.unify(rows, outer)
         node.unify(low, w[1])
     _finish(node, x, out, w)
-    node.read(0, 1, partner=(1, 0), expr=x[1])
+    node.read(0, 1, partner=(1, 0), expr=inner)
 
 
-def _groups(node: Node, x: Axes, out: Expr, per_group: int) -> tuple[Expr, Expr] | None:
-    """Factor the channels of a grouped convolution: x by groups x inputs, out by groups x outputs."""
+def _group_inputs(node: Node, x: Axes, out: Expr, per_group: int) -> Expr:
+    """The input channels that one group sums over; channels are factored, x by groups x inputs, out by groups x outputs."""
     g = int(node.attr("group", 1))
     if g == 1:
-        return None
+        return x[1]
     outer, inner = node.space.factor(x[1], per_group)
     outer_out, _ = node.space.factor(out, out.size // g)
     node.unify(outer, outer_out)
     node.edit("group", outer, scalar=True)
-    return outer, inner
+    return inner
 
 
 def _finish(node: Node, x: Axes, channels: Expr, w: Axes) -> None:

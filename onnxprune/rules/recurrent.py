@@ -17,8 +17,10 @@ def recurrent(node: Node, gates: int) -> None:
     hidden, directions = r[2], w[0]
     first = bool(node.attr("layout", 0))
     time, batch = (x[1], x[0]) if first else (x[0], x[1])
-    for e, code in ((time, "index"), (directions, "structure")):
-        node.freeze(e, code)
+    node.freeze(time, "index")
+    for j in (1, 2, 3, 7):
+        if node.has(j):
+            node.freeze(node.axes(j)[0], "structure")
     node.unify(x[2], w[2])
     _gates(node, w[1], hidden, gates)
     _gates(node, r[1], hidden, gates)

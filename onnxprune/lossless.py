@@ -1,0 +1,98 @@
+"""Which units can go without any effect.
+
+A unit may go if, wherever it is summed over, what it adds to the *remaining* units is zero: its activation is constantly zero there, or the
+weights that read it are. All candidates are assumed to go together; each one found to matter is put back, until nothing changes. What is left
+is the largest set that can go at once. Units under statistics (LayerNorm, means, maxima) always matter: they change the others' values.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.constancy import Constancy
+from onnxprune.dims import Dim, Mask, atoms, gather, keep, spread
+from onnxprune.inference import TypedGraph
+from onnxprune.rules.rule import Read
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+def removable(typed: TypedGraph, candidates: set[Dim], step: int = 1) -> dict[Dim, Mask]:
+    """True for units that can go, shape (d.size,) for each candidate; the number that stays is a positive multiple of `step`, or all."""
+    constancy = Constancy(typed)
+    gone = {d: np.ones(d.size, bool) for d in candidates}
+    checks = [
+        (i, read, {d for d in atoms(read.expr) if d in candidates})
+        for i, signature in enumerate(typed.signatures)
+        for read in signature.reads
+    ]
+    checks = [c for c in checks if c[2]]
+    while True:
+        changed = False
+        kept = {d: ~g for d, g in gone.items()}
+        for i, read, dims in checks:
+            if not any(gone[d].any() for d in dims):
+                continue
+            free = _unread(typed, constancy, i, read, kept)
+            for d, ok in gather((typed.signatures[i].inputs[read.input] or [])[read.axis], free, np.logical_and.reduce).items():
+                if d in dims and (gone[d] & ~ok).any():
+                    gone[d] = gone[d] & ok
+                    kept[d] = ~gone[d]
+                    changed = True
+        if not changed and not _put_back(gone, step):
+            return gone
+
+
+def _put_back(gone: dict[Dim, Mask], step: int) -> bool:
+    """Keep further units, from the front, where too few stay; True if any was put back."""
+    changed = False
+    for d, mask in gone.items():
+        stay = int((~mask).sum())
+        want = min(d.size, -(-max(1, stay) // step) * step)
+        if want > stay:
+            mask[np.flatnonzero(mask)[: want - stay]] = False
+            changed = True
+    return changed
+
+
+def _unread(typed: TypedGraph, constancy: Constancy, i: int, read: Read, kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+    """Per index of the axis that is read: whether it adds nothing to what remains."""
+    if read.how not in ("sum", "norm"):
+        return np.zeros((typed.signatures[i].inputs[read.input] or [])[read.axis].size, bool)
+    free = constancy.zero(i, read.input, read.axis) | _zero_weights(typed, i, (read.input, read.axis), kept)
+    node = typed.graph.nodes[i]
+    if read.partner is not None:
+        other = constancy.zero(i, *read.partner) | _zero_weights(typed, i, read.partner, kept)
+        if node.op_type == "Conv" and other.size != free.size:  # (g*O, I): per group
+            other = _grouped_zero(typed, i, kept)
+        free = free | other
+    if node.op_type in RECURRENT and read.input == 2:
+        hidden = constancy.values.get(node.output[0] or (node.output[1] if len(node.output) > 1 else ""), {})
+        axes = (typed.signatures[i].inputs[2] or [])[2]
+        zeros = {d: v == 0 for d, v in hidden.items()}
+        free = free | spread(axes, zeros, np.logical_or, False).astype(bool)
+    return free
+
+
+def _zero_weights(typed: TypedGraph, i: int, place: tuple[int, int], kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+    """Per index of a constant's axis: whether its entries are zero wherever the other axes keep their index."""
+    j, axis = place
+    axes = typed.signatures[i].inputs[j] or []
+    name = typed.graph.nodes[i].input[j]
+    if name not in typed.graph.constants:
+        return np.zeros(axes[axis].size, bool)
+    w = typed.graph.array(name) != 0
+    for k, e in enumerate(axes):
+        if k != axis and any(d in kept for d in atoms(e)):
+            w = np.compress(keep(e, kept), w, axis=k)
+    return np.asarray(~w.any(axis=tuple(k for k in range(w.ndim) if k != axis)))
+
+
+def _grouped_zero(typed: TypedGraph, i: int, kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+    """Per input channel (g*I) of a grouped convolution: whether its group's remaining filters ignore it."""
+    node, axes = typed.graph.nodes[i], typed.signatures[i].inputs[1] or []
+    w = (typed.graph.array(node.input[1]) != 0).reshape(axes[0].size, axes[1].size, -1).any(axis=2)
+    w = w & keep(axes[0], kept)[:, None]
+    g = (typed.signatures[i].inputs[0] or [])[1].size // axes[1].size
+    return np.asarray(~w.reshape(g, -1, axes[1].size).any(axis=1).reshape(-1))

@@ -1,0 +1,161 @@
+"""Passes and the manager that runs them.
+
+A pass is a frozen dataclass in a file of its own: `name` is its pipeline text, its fields are its options, `run` maps a graph to a graph.
+The manager threads the graph, caches analyses until a pass modifies it, times every pass and, with `verify_each`, has the result checked by
+onnx and loaded by ONNX Runtime after each. A pipeline is text: `fold-constants,remove-dead,prune(ratio=0.5),remove-dead`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import onnx
+
+from onnxprune.errors import InputError, OnnxPruneError
+from onnxprune.graph import Graph
+from onnxprune.inference import TypedGraph, infer
+from onnxprune.plan import Budget, Plan
+from onnxprune.trace import Shape, Trace, session, trace
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What surgery did: the typed graph that it started from, the plan, and the graph that it made."""
+
+    typed: TypedGraph
+    plan: Plan
+    result: Graph
+
+
+@dataclass
+class State:
+    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, and the cuts made."""
+
+    graph: Graph
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    budget: Budget | None = None
+    plan: Plan | None = None
+    model: str = ""
+    dry_run: bool = False
+    cuts: list[Cut] = field(default_factory=list)
+    first: TypedGraph | None = None
+    _facts: Trace | None = None
+    _typed: TypedGraph | None = None
+
+    @property
+    def facts(self) -> Trace:
+        """Shapes and values of the present graph."""
+        self._facts = self._facts or trace(self.graph, self.shapes)
+        return self._facts
+
+    @property
+    def typed(self) -> TypedGraph:
+        """Dims of the present graph."""
+        self._typed = self._typed or infer(self.graph, self.facts)
+        return self._typed
+
+    def move(self, graph: Graph, keep_facts: bool) -> None:
+        """Go on with another graph; facts survive where every tensor that is left kept its name, shape and value."""
+        self.graph, self._typed = graph, None
+        if not keep_facts:
+            self._facts = None
+
+
+class Pass(Protocol):
+    """One rewrite. `keeps_facts`: tensors that remain have the shapes and values that they had."""
+
+    name: ClassVar[str]
+    keeps_facts: ClassVar[bool]
+
+    def run(self, state: State) -> Graph:
+        """The new graph; the same object if nothing was to do."""
+
+
+@dataclass(frozen=True)
+class PassResult:
+    name: str
+    modified: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Runs passes in order."""
+
+    passes: tuple[Pass, ...]
+    verify_each: bool = False
+
+    def run(self, state: State, progress: Callable[[str], None] = lambda name: None) -> list[PassResult]:
+        """Run all passes on `state`. An error in a pass is raised with the pass's name."""
+        results = []
+        for step in self.passes:
+            progress(step.name)
+            start = time.perf_counter()
+            try:
+                graph = step.run(state)
+            except OnnxPruneError:
+                raise
+            except Exception as error:
+                raise RuntimeError(f"pass {step.name} failed: {error}") from error
+            modified = graph is not state.graph
+            if modified:
+                state.move(graph, step.keeps_facts)
+            results.append(PassResult(step.name, modified, time.perf_counter() - start))
+            if self.verify_each and modified:
+                verify(graph, step.name)
+        return results
+
+
+def verify(graph: Graph, after: str) -> None:
+    """Checker, strict shape inference and an ONNX Runtime load; RuntimeError naming the pass if one of them objects."""
+    model = graph.to_proto()
+    try:
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
+        session(model, optimise=False)
+    except Exception as error:
+        raise RuntimeError(f"the model is broken after pass {after}: {error}") from error
+
+
+def parse(text: str, known: Sequence[type[Any]]) -> tuple[Pass, ...]:
+    """Passes from pipeline text. InputError for an unknown pass or option."""
+    by_name = {p.name: p for p in known}
+    made = []
+    position, text = 0, text.strip()
+    step = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
+    while position < len(text):
+        match = step.match(text, position)
+        if match is None:
+            raise InputError(f"cannot read the pipeline at {text[position:]!r}: write names like `fold-constants,prune(ratio=0.5)`")
+        name, options = match.group(1), match.group(2) or ""
+        if name not in by_name:
+            raise InputError(f"unknown pass {name!r}: choose from {', '.join(sorted(by_name))}")
+        made.append(_make(by_name[name], _options(name, options)))
+        position = match.end()
+    if not made:
+        raise InputError("the pipeline is empty")
+    return tuple(made)
+
+
+def _options(name: str, text: str) -> dict[str, Any]:
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise InputError(f"cannot read the options of pass {name!r}: {text!r}; write option=value, ...") from error
+
+
+def _make(kind: type[Any], options: dict[str, Any]) -> Pass:
+    names = [f.name for f in dataclasses.fields(kind)]
+    for option in options:
+        if option not in names:
+            raise InputError(f"pass {kind.name!r} has no option {option!r}: {', '.join(names) or 'it takes none'}")
+    made: Pass = kind(**options)
+    return made

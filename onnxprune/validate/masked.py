@@ -1,0 +1,195 @@
+"""The masked original: the unpruned graph, made to ignore the removed units. What surgery must equal.
+
+Wherever units are summed over, removed ones are replaced by what leaves the sum (0), product (1) or extremum (-inf) alone; means are
+taken over the kept ones; normalisations are written out with their statistics over the kept units only. This uses the typed graph and the
+masks, and none of the code that slices weights or rewrites attributes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxprune.dims import Dim, Mask, keep
+from onnxprune.graph import attributes, tensor
+from onnxprune.inference import TypedGraph
+from onnxprune.rules.rule import Axes, Read
+
+FILL = {"sum": 0.0, "norm": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}
+NORMALISATIONS = frozenset(
+    ("LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization")
+)
+
+
+def masked_original(typed: TypedGraph, masks: dict[Dim, Mask]) -> ModelProto:
+    """The original model with the removed units masked out."""
+    return _Masker(typed, masks).build()
+
+
+class _Masker:
+    """Node list under construction; names made here start with `masked.`."""
+
+    def __init__(self, typed: TypedGraph, masks: dict[Dim, Mask]) -> None:
+        self.typed, self.graph, self.masks = typed, typed.graph, masks
+        self.opset = typed.graph.opsets.get("", 1)
+        self.nodes: list[NodeProto] = []
+        self.tensors: dict[str, TensorProto] = {}
+        self._count = 0
+
+    def build(self) -> ModelProto:
+        for i, node in enumerate(self.graph.nodes):
+            reads = [r for r in self.typed.signatures[i].reads if not self.mask(i, r.input, r.axis).all()]
+            if not reads:
+                self.nodes.append(node)
+            elif node.op_type in NORMALISATIONS:
+                self._normalise(i, node)
+            else:
+                self._mask_inputs(i, node, reads)
+        return self.graph.replace(self.nodes, {**self.graph.tensors, **self.tensors}).to_proto()
+
+    # building blocks
+    def mask(self, i: int, j: int, axis: int) -> Mask:
+        """Keep-mask of an axis of input j."""
+        return keep(self.axes(i, j)[axis], self.masks)
+
+    def axes(self, i: int, j: int) -> Axes:
+        return self.typed.signatures[i].inputs[j] or []
+
+    def name(self) -> str:
+        self._count += 1
+        return f"masked.{self._count}"
+
+    def const(self, array: NDArray[Any]) -> str:
+        name = self.name()
+        self.tensors[name] = tensor(name, array)
+        return name
+
+    def op(self, kind: str, *inputs: str, out: str | None = None, **attrs: Any) -> str:
+        out = out or self.name()
+        self.nodes.append(helper.make_node(kind, inputs, [out], **attrs))
+        return out
+
+    def dtype(self, name: str) -> Any:
+        return helper.tensor_dtype_to_np_dtype(self.typed.facts.dtypes.get(name, TensorProto.FLOAT))
+
+    def where(self, mask: Mask, x: str, fill: float, kind: Any) -> str:
+        """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add."""
+        if self.opset >= 9:
+            return self.op("Where", self.const(mask), x, self.const(np.array(_finite(fill, kind), kind)))
+        shown = self.op("Mul", x, self.const(mask.astype(kind)))
+        return self.op("Add", shown, self.const(np.where(mask, 0, _finite(fill, kind)).astype(kind))) if fill else shown
+
+    def reduce_sum(self, x: str, axes: Sequence[int]) -> str:
+        if self.opset < 13:
+            return self.op("ReduceSum", x, axes=list(axes), keepdims=1)
+        return self.op("ReduceSum", x, self.const(np.array(axes, np.int64)), keepdims=1)
+
+    # reads
+    def _mask_inputs(self, i: int, node: NodeProto, reads: list[Read]) -> None:
+        made = NodeProto()
+        made.CopyFrom(node)
+        share = 1.0
+        for read in reads:
+            mask = self.mask(i, read.input, read.axis)
+            shape = [1] * len(self.axes(i, read.input))
+            shape[read.axis] = -1
+            made.input[read.input] = self.where(
+                mask.reshape(shape), made.input[read.input], FILL[read.how], self.dtype(node.input[read.input])
+            )
+            share *= mask.mean() if read.how == "mean" else 1.0
+        if share == 1.0:
+            self.nodes.append(made)
+            return
+        made.output[0] = self.name()
+        self.nodes.append(made)
+        self.op("Div", made.output[0], self.const(np.array(share, self.dtype(node.output[0]))), out=node.output[0])
+
+    # statistics
+    def _normalise(self, i: int, node: NodeProto) -> None:
+        if node.op_type == "GroupNormalization":
+            self._group_norm(i, node)
+            return
+        rank, attrs = len(self.axes(i, 0)), attributes(node)
+        if node.op_type == "InstanceNormalization":
+            over = list(range(2, rank))
+        elif node.op_type == "MeanVarianceNormalization":
+            over = [a % rank for a in attrs.get("axes", [0, 2, 3])]
+        else:
+            over = list(range(attrs.get("axis", -1) % rank, rank))
+        mask = self._joint(i, rank, over)
+        centred = node.op_type != "RMSNormalization"
+        epsilon = 1e-9 if node.op_type == "MeanVarianceNormalization" else float(attrs.get("epsilon", 1e-5))
+        normal, mean, inverse = self._standardise(node.input[0], mask, over, epsilon, centred)
+        scale, bias = self._affine(i, node, rank)
+        self._emit(node, normal, scale, bias)
+        for k, value in ((1, mean), (2, inverse)):
+            if k < len(node.output) and node.output[k]:
+                self.op("Identity", value, out=node.output[k])
+
+    def _joint(self, i: int, rank: int, over: Sequence[int]) -> Mask:
+        """The outer product of the masks of several axes of input 0, size 1 elsewhere."""
+        joint = np.ones([1] * rank, bool)
+        for k in over:
+            joint = joint & self.mask(i, 0, k).reshape([-1 if a == k else 1 for a in range(rank)])
+        return joint
+
+    def _standardise(self, x: str, mask: Mask, over: Sequence[int], epsilon: float, centred: bool) -> tuple[str, str, str]:
+        kind = self.dtype(x)
+        count = self.const(np.maximum(mask.sum(axis=tuple(over), keepdims=True), 1).astype(kind))
+        mean = self.op("Div", self.reduce_sum(self.where(mask, x, 0.0, kind), over), count)
+        centre = self.op("Sub", x, mean) if centred else x
+        squares = self.op("Mul", centre, centre)
+        variance = self.op("Div", self.reduce_sum(self.where(mask, squares, 0.0, kind), over), count)
+        spread = self.op("Sqrt", self.op("Add", variance, self.const(np.array(epsilon, kind))))
+        return self.op("Div", centre, spread), mean, self.op("Reciprocal", spread)
+
+    def _affine(self, i: int, node: NodeProto, rank: int) -> tuple[str, str]:
+        scale = node.input[1] if len(node.input) > 1 else ""
+        bias = node.input[2] if len(node.input) > 2 else ""
+        if node.op_type == "InstanceNormalization":
+            shape = [-1, *[1] * (rank - 2)]
+            return self._reshaped(scale, shape), self._reshaped(bias, shape)
+        return scale, bias
+
+    def _reshaped(self, x: str, shape: Sequence[int]) -> str:
+        return self.op("Reshape", x, self.const(np.array(shape, np.int64)))
+
+    def _emit(self, node: NodeProto, normal: str, scale: str, bias: str) -> None:
+        scaled = self.op("Mul", normal, scale) if scale else normal
+        if bias:
+            self.op("Add", scaled, bias, out=node.output[0])
+        else:
+            self.op("Identity", scaled, out=node.output[0])
+
+    def _group_norm(self, i: int, node: NodeProto) -> None:
+        attrs, axes = attributes(node), self.axes(i, 0)
+        g, rank = int(attrs["num_groups"]), len(axes)
+        size = [self.typed.facts.shapes[node.input[0]][k] for k in range(1, rank)]
+        joint = np.broadcast_to(self._joint(i, rank, range(1, rank)), [1, *size]).reshape(1, g, -1)
+        flat = self._reshaped(node.input[0], [0, g, -1])
+        self.typed.facts.dtypes[flat] = self.typed.facts.dtypes[node.input[0]]
+        normal, _, _ = self._standardise(flat, joint, [2], float(attrs.get("epsilon", 1e-5)), True)
+        if self.opset < 21:
+            affine = [self._reshaped(node.input[j], [1, g, 1]) for j in (1, 2)]
+            normal = self.op("Add", self.op("Mul", normal, affine[0]), affine[1])
+        back = self.op("Reshape", normal, self.op("Shape", node.input[0]))
+        if self.opset < 21:
+            self.op("Identity", back, out=node.output[0])
+            return
+        shape = [-1, *[1] * (rank - 2)]
+        self._emit(node, back, self._reshaped(node.input[1], shape), self._reshaped(node.input[2], shape))
+
+
+def _finite(fill: float, kind: Any) -> float:
+    """Infinities as the type's extreme where it has none."""
+    if math.isfinite(fill) or np.dtype(kind).kind == "f":
+        return fill
+    limits = np.iinfo(kind)
+    return float(limits.max if fill > 0 else limits.min)
+
+

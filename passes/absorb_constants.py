@@ -1,0 +1,101 @@
+"""A unit that always holds the constant c adds W[:, u] * c to what reads it: put that into the bias and zero the weights.
+
+Exact, and the unit is then unread, so that lossless pruning can take it. Done where the product has no padding: Gemm, MatMul, and Conv whose
+windows never leave the image. Weights that several nodes share are copied for the one that changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper
+
+from onnxprune.constancy import Constancy
+from onnxprune.dims import Dim, Expr, atoms, is_frozen, spread
+from onnxprune.graph import FLOATS, Graph, attributes, tensor
+from onnxprune.inference import TypedGraph
+from onnxprune.manager import State
+
+
+@dataclass(frozen=True)
+class AbsorbConstants:
+    """Fold constant units into the next bias."""
+
+    name: ClassVar[str] = "absorb-constants"
+    keeps_facts: ClassVar[bool] = False
+
+    def run(self, state: State) -> Graph:
+        typed = state.typed
+        constancy = Constancy(typed)
+        nodes: list[NodeProto] = []
+        tensors: dict[str, TensorProto] = dict(typed.graph.tensors)
+        for i, node in enumerate(typed.graph.nodes):
+            nodes += _absorb(typed, constancy, i, tensors) or [node]
+        return typed.graph.replace(nodes, tensors) if len(tensors) > len(typed.graph.tensors) else typed.graph
+
+
+def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, TensorProto]) -> list[NodeProto] | None:
+    node, signature = typed.graph.nodes[i], typed.signatures[i]
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or not signature.reads or signature.reads[0].partner is None:
+        return None
+    read = signature.reads[0]
+    axis = (signature.inputs[0] or [])[read.axis]
+    constants = _constants(constancy.at(i, 0), axis)
+    if is_frozen(axis) or not constants.any() or node.input[1] not in typed.graph.constants or not _exact(typed, node):
+        return None
+    if typed.graph.constants[node.input[1]].data_type not in FLOATS:
+        return None
+    weight = np.moveaxis(typed.graph.array(node.input[1]), signature.reads[0].partner[1], 0)  # (K, outputs, ...)
+    held = weight[constants != 0].astype(np.float64)
+    if not held.any() or (node.op_type == "MatMul" and weight.ndim != 2):
+        return None
+    extra = np.tensordot(constants[constants != 0], held, 1)
+    extra = extra.reshape(extra.shape[0], -1).sum(1) if node.op_type == "Conv" else extra
+    left = weight.copy()
+    left[constants != 0] = 0
+    name = _store(tensors, typed, f"{node.input[1]}.absorbed", np.moveaxis(left, 0, signature.reads[0].partner[1]))
+    return _with_bias(typed, node, name, extra * float(attributes(node).get("alpha", 1.0)), weight.dtype, tensors)
+
+
+def _constants(values: dict[Dim, NDArray[np.float64]], axis: Expr) -> NDArray[np.float64]:
+    """Per index of an axis the non-zero constant that it holds, 0 where it holds none. An index of a product is constant if either unit is."""
+    known = {d: v for d, v in values.items() if d in set(atoms(axis))}
+    return np.nan_to_num(spread(axis, known, np.fmax, np.nan).astype(np.float64))
+
+
+def _exact(typed: TypedGraph, node: NodeProto) -> bool:
+    """No padding, one group, and a bias that is absent or a constant vector."""
+    attrs = attributes(node)
+    padded = any(attrs.get("pads", [])) or attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    biased = len(node.input) > 2 and node.input[2] != ""
+    plain = not biased or (node.input[2] in typed.graph.constants and len(typed.graph.constants[node.input[2]].dims) == 1)
+    return not padded and attrs.get("group", 1) == 1 and attrs.get("beta", 1.0) == 1.0 and not attrs.get("transA", 0) and plain
+
+
+def _with_bias(
+    typed: TypedGraph, node: NodeProto, weight: str, extra: NDArray[np.float64], kind: Any, tensors: dict[str, TensorProto]
+) -> list[NodeProto]:
+    made = NodeProto()
+    made.CopyFrom(node)
+    made.input[1] = weight
+    if node.op_type == "MatMul":
+        raw = f"{node.output[0]}.unbiased"
+        made.output[0] = raw
+        bias = _store(tensors, typed, f"{node.output[0]}.absorbed", extra.astype(kind))
+        return [made, helper.make_node("Add", [raw, bias], [node.output[0]], name=f"{node.name or node.output[0]}.absorbed")]
+    old = typed.graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(extra.shape)
+    bias = _store(tensors, typed, f"{node.output[0]}.absorbed", (old + extra).astype(kind))
+    del made.input[2:]
+    made.input.append(bias)
+    return [made]
+
+
+def _store(tensors: dict[str, TensorProto], typed: TypedGraph, stem: str, array: NDArray[Any]) -> str:
+    k = 0
+    while (name := f"{stem}{k or ''}") in tensors or name in typed.graph.producer:
+        k += 1
+    tensors[name] = tensor(name, array)
+    return name

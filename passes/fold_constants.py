@@ -1,0 +1,108 @@
+"""What does not depend on the inputs is computed once and stored.
+
+Two sources: values that the trace knows to be the same in every run (shape arithmetic, numbers derived from static sizes - which fixes them to
+their original values before any surgery), and nodes over constants only, computed together by ONNX Runtime. Left alone: nodes that would store
+more than they save (an Expand of a broadcast constant, a second copy of a shared weight), random ones, and dequantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TypeProto, helper
+
+from onnxprune.evaluate import OPAQUE
+from onnxprune.graph import Graph, captured, tensor
+from onnxprune.manager import State
+from onnxprune.trace import run
+
+SMALL_ELEMENTS = 4096  # results up to this size are always worth storing
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Store what is known before anything runs."""
+
+    name: ClassVar[str] = "fold-constants"
+    keeps_facts: ClassVar[bool] = True
+
+    def run(self, state: State) -> Graph:
+        graph = state.graph
+        if not any(node.op_type != "Constant" for node in graph.nodes):
+            return graph
+        values = _known_values(state)
+        values |= _computed(graph, values, state)
+        if not values:
+            return graph
+        nodes = [n for n in graph.nodes if n.op_type == "Constant" or not all(o in values or not o for o in n.output)]
+        used = {name for node in nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
+        stored = {n: tensor(n, a) for n, a in values.items() if n in used}
+        made = {o for node in nodes for o in node.output}
+        return graph.replace(nodes, {**graph.tensors, **{n: t for n, t in stored.items() if n not in made}})
+
+
+def _known_values(state: State) -> dict[str, NDArray[Any]]:
+    """Outputs of nodes whose values are the same in every run, and small enough to store."""
+    found: dict[str, NDArray[Any]] = {}
+    outputs = {o.name for o in state.graph.outputs}
+    for node in state.graph.nodes:
+        if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or outputs & set(node.output):
+            continue
+        values = {o: state.facts.static(o) for o in node.output if o}
+        given = sum(state.facts.values[n].size for n in node.input if n in state.facts.values)
+        if all(v is not None and v.size <= max(SMALL_ELEMENTS, given) for v in values.values()):
+            found.update({n: v for n, v in values.items() if v is not None})
+    return found
+
+
+def _computed(graph: Graph, known: dict[str, NDArray[Any]], state: State) -> dict[str, NDArray[Any]]:
+    """Outputs of the other nodes over constants only, from one ONNX Runtime run."""
+    fixed = set(graph.constants) | set(known)
+    outputs = {o.name for o in graph.outputs}
+    chosen: list[NodeProto] = []
+    for node in graph.nodes:
+        if node.op_type == "Constant" or all(o in known for o in node.output) or outputs & set(node.output):
+            continue
+        if _foldable(graph, node, fixed, state):
+            chosen.append(node)
+            fixed.update(node.output)
+    if not chosen:
+        return {}
+    made = {o for node in chosen for o in node.output if o}
+    rest = {name for node in graph.nodes if node not in chosen for name in [*node.input, *captured(node)]}
+    return _evaluate(graph, chosen, known, sorted(made & rest))
+
+
+def _foldable(graph: Graph, node: NodeProto, fixed: set[str], state: State) -> bool:
+    if node.op_type in OPAQUE or node.domain not in ("", "ai.onnx") or not all(n in fixed or not n for n in node.input) or not node.input:
+        return False
+    shapes = [state.facts.shapes.get(o) for o in node.output if o]
+    if any(s is None for s in shapes):
+        return False
+    size = sum(prod(s) for s in shapes if s is not None)
+    given = sum(prod(state.facts.shapes.get(n, ())) for n in node.input if n)
+    shared = any(n in graph.constants and len(graph.consumers.get(n, [])) > 1 and prod(graph.constants[n].dims) > SMALL_ELEMENTS
+                 for n in node.input)
+    return size <= SMALL_ELEMENTS or (size <= given and (not shared or node.op_type in ("Slice", "Split", "Gather")))
+
+
+def _evaluate(graph: Graph, nodes: list[NodeProto], known: dict[str, NDArray[Any]], wanted: Iterable[str]) -> dict[str, NDArray[Any]]:
+    names = {n for node in nodes for n in node.input if n} - {o for node in nodes for o in node.output}
+    model = ModelProto(ir_version=max(graph.shell.ir_version, 4), opset_import=graph.shell.opset_import)
+    model.graph.name = "constants"
+    model.graph.node.extend(nodes)
+    for n in sorted(names):
+        constant = tensor(n, known[n]) if n in known else graph.constants[n]
+        model.graph.initializer.append(constant)
+        model.graph.initializer[-1].name = n
+    model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in wanted)
+    try:
+        made = run(model, {})
+    except Exception:  # a type or operator that ONNX Runtime does not run alone: the nodes stay in the graph
+        return {}
+    return {n: np.asarray(a) for n, a in made.items() if isinstance(a, np.ndarray)}

@@ -1,0 +1,275 @@
+"""Surgery: a plan's masks become smaller constants, new attributes and new shape operands.
+
+All numbers come from the typed graph: a constant is sliced along each axis by the kept indices of that axis' expression, an `Edit` is evaluated
+anew. Two rules keep run-time shape arithmetic right: Shape and Size of a pruned tensor are corrected to tell the original sizes, and
+an operand that is computed at run time is scaled where it is used. Uses of a constant that are cut differently get constants of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper
+
+from onnxprune.dims import Dim, Expr, Mask, keep
+from onnxprune.graph import Graph, attributes, tensor
+from onnxprune.inference import TypedGraph, Use
+from onnxprune.manager import Cut, State
+from onnxprune.plan import Budget, bind, make_plan
+from onnxprune.rules.rule import Bound, Edit, Renumber
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Remove what the plan says. Without options the plan or budget of the call is used; options state a budget of their own."""
+
+    ratio: float | None = None
+    macs: float | None = None
+    params: float | None = None
+    lossless: bool = False
+    scope: str = "global"
+    criterion: str = "l2"
+    round_to: int = 1
+    name: ClassVar[str] = "prune"
+    keeps_facts: ClassVar[bool] = False
+
+    def run(self, state: State) -> Graph:
+        plan = state.plan
+        if self != Prune() or plan is None:
+            own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)}) if self != Prune() else state.budget
+            plan = make_plan(state.typed, own or Budget(), state.model)
+        masks = bind(plan, state.typed)
+        result = cut(state.typed, masks) if masks and not state.dry_run else state.graph
+        state.cuts.append(Cut(state.typed, plan, result))
+        return result
+
+
+def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:
+    """The graph without the removed units."""
+    return _Surgeon(typed, masks).operate()
+
+
+class _Surgeon:
+    """The working state of one operation: kept indices by axis, new constants, new nodes."""
+
+    def __init__(self, typed: TypedGraph, masks: dict[Dim, Mask]) -> None:
+        self.typed, self.graph, self.masks = typed, typed.graph, masks
+        self.tensors = dict(typed.graph.tensors)
+        self.renamed: dict[tuple[int, int], str] = {}
+        self.moved: dict[int, NodeProto] = {}
+        self._kept: dict[int, tuple[Expr, Mask]] = {}
+        self._names = set(self.tensors) | set(typed.graph.producer) | {i.name for i in typed.graph.shell.graph.input}
+
+    def kept(self, expr: Expr) -> Mask:
+        """Keep-mask of an axis."""
+        found = self._kept.get(id(expr))
+        if found is None:
+            found = self._kept[id(expr)] = (expr, keep(expr, self.masks))
+        return found[1]
+
+    def operate(self) -> Graph:
+        for name, uses in self.typed.weights.items():
+            self._slice(name, uses)
+        nodes: list[NodeProto] = []
+        for i, node in enumerate(self.graph.nodes):
+            before: list[NodeProto] = []
+            after: list[NodeProto] = []
+            made = self._edited(i, self.moved.get(i, node), before)
+            if self.typed.signatures[i].measures:
+                made = self._measure(i, made, after)
+            nodes += [*before, made, *after]
+        return self.graph.replace(nodes, self.tensors, self._shell())
+
+    # constants
+    def _slice(self, name: str, uses: list[Use]) -> None:
+        """Slice a constant for each use; uses that agree share one constant, and it keeps its name if all do."""
+        groups: dict[bytes, list[Use]] = {}
+        for use in uses:
+            key = b"|".join(np.packbits(self.kept(e)).tobytes() for e in use.axes)
+            groups.setdefault(key, []).append(use)
+        whole = len(groups) == 1 and len(uses) == len(self.graph.consumers[name]) and name not in {o.name for o in self.graph.outputs}
+        for group in groups.values():
+            masks = [self.kept(e) for e in group[0].axes]
+            if all(m.all() for m in masks):
+                continue
+            array = self.graph.array(name)
+            for axis in sorted(range(len(masks)), key=lambda k: masks[k].mean()):
+                array = _compress(array, masks[axis], axis)
+            if whole:
+                self._store(name, array)
+            else:
+                label = self.constant(name, array)
+                self.renamed.update({(use.node, use.input): label for use in group})
+
+    def _store(self, name: str, array: NDArray[Any]) -> None:
+        if name in self.tensors:
+            self.tensors[name] = tensor(name, array, self.tensors[name])
+            return
+        index = self.graph.producer[name]  # a Constant node keeps its place
+        made = NodeProto()
+        made.CopyFrom(self.graph.nodes[index])
+        del made.attribute[:]
+        made.attribute.append(helper.make_attribute("value", tensor("", array)))
+        self.moved[index] = made
+
+    def constant(self, like: str, array: NDArray[Any]) -> str:
+        """Store a new constant under a free name; equal ones with one stem are stored once."""
+        k = 0
+        while (name := f"{like}.pruned{k or ''}") in self._names:
+            old = self.tensors.get(name)
+            if old is not None and tensor(name, array) == old:
+                return name
+            k += 1
+        self._names.add(name)
+        self.tensors[name] = tensor(name, array)
+        return name
+
+    # nodes
+    def _edited(self, i: int, node: NodeProto, before: list[NodeProto]) -> NodeProto:
+        inputs = {j: self.renamed[i, j] for j in range(len(node.input)) if (i, j) in self.renamed}
+        attrs: dict[str, Any] = {}
+        drop: tuple[str, ...] = ()
+        for edit in self.typed.signatures[i].edits:
+            if isinstance(edit, Renumber):
+                inputs.update(self._renumber(node, edit))
+                continue
+            old, new = self._numbers(edit)
+            if old == new and all(self.kept(e).all() for e in edit.when):
+                continue
+            drop += edit.drop
+            if isinstance(edit.target, str):
+                attrs[edit.target] = self._attribute(node, edit, new)
+            else:
+                inputs[edit.target] = self._operand(node, edit.target, old, new, before)
+        if not inputs and not attrs:
+            return node
+        return _rewrite(node, inputs, attrs, drop)
+
+    def _numbers(self, edit: Edit) -> tuple[list[float | None], list[float | None]]:
+        """Entries before and after; None for those that stay."""
+        old: list[float | None] = []
+        new: list[float | None] = []
+        for e in edit.entries:
+            if isinstance(e, Bound):
+                old.append(e.position)
+                new.append(int(self.kept(e.expr)[: e.position].sum()))
+            elif e is None or isinstance(e, (int, float)):
+                old.append(e)
+                new.append(e)
+            else:
+                old.append(e.size)
+                new.append(int(self.kept(e).sum()))
+        return old, new
+
+    def _attribute(self, node: NodeProto, edit: Edit, new: list[float | None]) -> Any:
+        if edit.scalar:
+            return new[0]
+        present = attributes(node).get(str(edit.target), new)
+        return [p if n is None else n for p, n in zip(present, new, strict=True)]
+
+    def _operand(self, node: NodeProto, j: int, old: list[float | None], new: list[float | None], before: list[NodeProto]) -> str:
+        """A new shape operand: a constant, or the run-time value scaled entry by entry."""
+        present = node.input[j] if j < len(node.input) else ""
+        if not present:
+            return self.constant(f"{node.output[0]}.{node.op_type.lower()}", np.array(new, np.int64))
+        value = self.typed.facts.static(present)
+        if value is not None:
+            flat = [v if n is None else n for v, n in zip(value.reshape(-1), new, strict=True)]
+            return self.constant(present, np.array(flat, value.dtype).reshape(value.shape))
+        return self._scaled(present, new, old, before)
+
+    def _scaled(
+        self,
+        name: str,
+        up: Sequence[float | None],
+        down: Sequence[float | None],
+        nodes: list[NodeProto],
+        scalar: bool = False,
+    ) -> str:
+        """`name` * up / down in integers, entry by entry; the nodes that do it are appended."""
+        kind = helper.tensor_dtype_to_np_dtype(self.typed.facts.dtypes.get(name, TensorProto.INT64))
+        for op, entries, others in (("Mul", up, down), ("Div", down, up)):
+            factors = np.array([1 if a is None or a == b else a for a, b in zip(entries, others, strict=True)], kind)
+            factors = factors.reshape(()) if scalar else factors
+            result = self._free(f"{name}.{op.lower()}")
+            nodes.append(helper.make_node(op, [name, self.constant(f"{name}.{op.lower()}", factors)], [result], name=result))
+            name = result
+        return name
+
+    def _free(self, stem: str) -> str:
+        k = 0
+        while (name := f"{stem}{k or ''}") in self._names:
+            k += 1
+        self._names.add(name)
+        return name
+
+    def _renumber(self, node: NodeProto, edit: Renumber) -> dict[int, str]:
+        mask = self.kept(edit.expr)
+        if mask.all():
+            return {}
+        value = self.typed.facts.static(node.input[edit.input])
+        assert value is not None
+        index = value % mask.size
+        numbers = (np.cumsum(mask) - 1)[index[mask[index]]]
+        return {edit.input: self.constant(node.input[edit.input], numbers.astype(value.dtype))}
+
+    def _measure(self, i: int, node: NodeProto, after: list[NodeProto]) -> NodeProto:
+        """Shape or Size of a pruned tensor: what it tells is scaled back to the original sizes."""
+        axes = self.typed.signatures[i].inputs[0] or []
+        now, was = [int(self.kept(e).sum()) for e in axes], [e.size for e in axes]
+        if now == was:
+            return node
+        if node.op_type == "Size":
+            now, was = [int(np.prod(now))], [int(np.prod(was))]
+        else:
+            span = slice(attributes(node).get("start", 0), attributes(node).get("end"))
+            now, was = now[span], was[span]
+        output = node.output[0]
+        raw = self._free(f"{output}.pruned")
+        made = NodeProto()
+        made.CopyFrom(node)
+        made.output[0] = raw
+        self._scaled(raw, was, now, after, scalar=node.op_type == "Size")
+        after[-1].output[0] = output
+        return made
+
+    # surroundings
+    def _shell(self) -> ModelProto:
+        """`value_info` with the new sizes; entries for tensors that are not typed are dropped, their shapes may be stale."""
+        shell = ModelProto()
+        shell.CopyFrom(self.graph.shell)
+        del shell.graph.value_info[:]
+        for value in self.graph.shell.graph.value_info:
+            axes = self.typed.axes.get(value.name)
+            if axes is None or len(axes) != len(value.type.tensor_type.shape.dim):
+                continue
+            made = shell.graph.value_info.add()
+            made.CopyFrom(value)
+            for e, dim in zip(axes, made.type.tensor_type.shape.dim, strict=True):
+                mask = self.kept(e)
+                if not mask.all() and dim.HasField("dim_value"):
+                    dim.dim_value = int(mask.sum())
+        return shell
+
+
+def _compress(array: NDArray[Any], mask: Mask, axis: int) -> NDArray[Any]:
+    return array if mask.all() else np.compress(mask, array, axis=axis)
+
+
+def _rewrite(node: NodeProto, inputs: dict[int, str], attrs: dict[str, Any], drop: tuple[str, ...]) -> NodeProto:
+    """A copy of a node with other inputs and attributes."""
+    made = NodeProto()
+    made.CopyFrom(node)
+    for j, name in inputs.items():
+        while len(made.input) <= j:
+            made.input.append("")
+        made.input[j] = name
+    kept = [a for a in node.attribute if a.name not in drop and a.name not in attrs]
+    del made.attribute[:]
+    made.attribute.extend([*kept, *(helper.make_attribute(n, v) for n, v in attrs.items())])
+    return made
+
