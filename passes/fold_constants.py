@@ -21,7 +21,7 @@ from onnxprune.graph import Graph, captured, tensor
 from onnxprune.manager import State
 from onnxprune.trace import run
 
-SMALL_ELEMENTS = 4096  # results up to this size are always worth storing
+SMALL_ELEMENTS = 1024  # results up to this size are always worth storing
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,8 @@ class FoldConstants:
     keeps_facts: ClassVar[bool] = True
 
     def run(self, state: State) -> Graph:
-        graph = state.graph
-        if not any(node.op_type != "Constant" for node in graph.nodes):
-            return graph
-        values = _known_values(state)
+        graph = _without_aliases(state.graph)
+        values = _known_values(graph, state)
         values |= _computed(graph, values, state)
         if not values:
             return graph
@@ -46,11 +44,36 @@ class FoldConstants:
         return graph.replace(nodes, {**graph.tensors, **{n: t for n, t in stored.items() if n not in made}})
 
 
-def _known_values(state: State) -> dict[str, NDArray[Any]]:
+def _without_aliases(graph: Graph) -> Graph:
+    """Uses of `Identity(constant)` read the constant: exporters write shared weights that way, and a copy would untie them."""
+    outputs = {o.name for o in graph.outputs}
+    alias: dict[str, str] = {}
+    for node in graph.nodes:
+        source = alias.get(node.input[0], node.input[0]) if len(node.input) == 1 else ""
+        if node.op_type == "Identity" and source in graph.constants and node.output[0] not in outputs:
+            alias[node.output[0]] = source
+    alias = {n: s for n, s in alias.items() if not any(j < 0 for _, j in graph.consumers.get(n, []))}
+    if not alias:
+        return graph
+    nodes = []
+    for node in graph.nodes:
+        if node.output and node.output[0] in alias:
+            continue
+        if any(n in alias for n in node.input):
+            made = NodeProto()
+            made.CopyFrom(node)
+            for j, n in enumerate(node.input):
+                made.input[j] = alias.get(n, n)
+            node = made
+        nodes.append(node)
+    return graph.replace(nodes)
+
+
+def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
     """Outputs of nodes whose values are the same in every run, and small enough to store."""
     found: dict[str, NDArray[Any]] = {}
-    outputs = {o.name for o in state.graph.outputs}
-    for node in state.graph.nodes:
+    outputs = {o.name for o in graph.outputs}
+    for node in graph.nodes:
         if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or outputs & set(node.output):
             continue
         values = {o: state.facts.static(o) for o in node.output if o}
@@ -86,8 +109,7 @@ def _foldable(graph: Graph, node: NodeProto, fixed: set[str], state: State) -> b
         return False
     size = sum(prod(s) for s in shapes if s is not None)
     given = sum(prod(state.facts.shapes.get(n, ())) for n in node.input if n)
-    shared = any(n in graph.constants and len(graph.consumers.get(n, [])) > 1 and prod(graph.constants[n].dims) > SMALL_ELEMENTS
-                 for n in node.input)
+    shared = any(len(graph.consumers.get(n, [])) > 1 and prod(state.facts.shapes.get(n, ())) > SMALL_ELEMENTS for n in node.input if n)
     return size <= SMALL_ELEMENTS or (size <= given and (not shared or node.op_type in ("Slice", "Split", "Gather")))
 
 

@@ -20,7 +20,7 @@ from onnxprune.graph import Graph, attributes, tensor
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
 from onnxprune.plan import Budget, bind, make_plan
-from onnxprune.rules.rule import Bound, Edit, Renumber
+from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,10 @@ class _Surgeon:
         for edit in self.typed.signatures[i].edits:
             if isinstance(edit, Renumber):
                 inputs.update(self._renumber(node, edit))
+                continue
+            if isinstance(edit, Choose):
+                left = np.flatnonzero(self.kept(edit.expr))
+                attrs |= {edit.target: edit.choices[left[0]]} if left.size == 1 else {}
                 continue
             old, new = self._numbers(edit)
             if old == new and all(self.kept(e).all() for e in edit.when):

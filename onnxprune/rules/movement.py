@@ -108,8 +108,10 @@ def slice_(node: Node) -> None:
     out, starts, ends = list(x), {}, {}
     for k in order:
         out[k] = _cut(node, x[k], cuts[k], node.out_shape()[k])
-        if (cuts[k].step or 1) > 0:
+        if (cuts[k].step or 1) == 1:
             starts[k], ends[k] = Bound(x[k], cuts[k].start), Bound(x[k], cuts[k].stop)
+        elif cuts[k].step > 1:  # the place within a step stays
+            ends[k] = Bound(x[k], x[k].size)
     node.out(out)
     changing = tuple(x[k] for k in order)
     legacy = "starts" in node.attrs

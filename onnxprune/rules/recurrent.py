@@ -1,4 +1,7 @@
-"""LSTM, GRU and RNN (opset 1-22): hidden units are one dim, shared by gates, recurrence, states and both directions."""
+"""LSTM, GRU and RNN (opset 1-22): hidden units are one dim, shared by gates, recurrence, states and both directions.
+
+The two directions of a bidirectional layer are a dim as well: with one of them removed the layer is a forward or a reverse one.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ def recurrent(node: Node, gates: int) -> None:
     first = bool(node.attr("layout", 0))
     time, batch = (x[1], x[0]) if first else (x[0], x[1])
     node.freeze(time, "index")
-    for j in (1, 2, 3, 7):
+    for j in (2, 3, 7):
         if node.has(j):
-            node.freeze(node.axes(j)[0], "structure")
+            node.unify(node.axes(j)[0], directions)
     node.unify(x[2], w[2])
     _gates(node, w[1], hidden, gates)
     _gates(node, r[1], hidden, gates)
@@ -39,8 +42,22 @@ def recurrent(node: Node, gates: int) -> None:
     node.out(list(state), 1)
     node.out(list(state), 2)
     node.edit("hidden_size", hidden, scalar=True)
+    _directions(node, directions)
     node.read(0, 2, partner=(1, 2))
     node.read(2, 2)
+
+
+def _directions(node: Node, directions: Expr) -> None:
+    """A layer that loses one direction names the other; lists with entries for both are halved."""
+    if directions.size != 2:
+        return
+    node.choose("direction", directions, "forward", "reverse")
+    for name in ("activations", "activation_alpha", "activation_beta"):
+        listed = node.attr(name)
+        if listed and len(listed) % 2:
+            node.freeze(directions, "structure", f"{name} cannot be halved")
+        elif listed:
+            node.choose(name, directions, listed[: len(listed) // 2], listed[len(listed) // 2 :])
 
 
 def _gates(node: Node, rows: Expr, hidden: Expr, count: int) -> None:

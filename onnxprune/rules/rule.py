@@ -68,6 +68,15 @@ class Renumber:
     expr: Expr
 
 
+@dataclass(frozen=True)
+class Choose:
+    """Attribute `target` becomes `choices[k]` when k is the only unit of `expr` that is left."""
+
+    target: str
+    expr: Expr
+    choices: tuple[Any, ...]
+
+
 @dataclass
 class Signature:
     """What inference knows of one node. Axes are live expressions; None stands for an absent or untyped operand."""
@@ -75,7 +84,7 @@ class Signature:
     inputs: list[Axes | None]
     outputs: list[Axes | None]
     reads: list[Read] = field(default_factory=list)
-    edits: list[Edit | Renumber] = field(default_factory=list)
+    edits: list[Edit | Renumber | Choose] = field(default_factory=list)
     barrier: Reason | None = None
     measures: bool = False  # Shape and Size: the output tells input 0's sizes, and must go on telling the original ones
 
@@ -170,6 +179,9 @@ class Node:
 
     def renumber(self, i: int, expr: Expr) -> None:
         self.signature.edits.append(Renumber(i, expr))
+
+    def choose(self, target: str, expr: Expr, *choices: Any) -> None:
+        self.signature.edits.append(Choose(target, expr, choices))
 
     def sized(self, i: int, axes: Sequence[Expr]) -> None:
         """Input `i` is a vector of the sizes of `axes`; entries 0 and -1 (copy, infer) stay as they are."""
