@@ -119,6 +119,17 @@ class Graph:
                 model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
         return model
 
+    def params(self) -> int:
+        """Number of float elements stored, bodies of control flow included. What `params` means everywhere."""
+        sparse = (t.values for t in self.shell.graph.sparse_initializer)
+        stored = [*self.tensors.values(), *sparse, *_node_tensors(self.nodes)]
+        return sum(int(np.prod(t.dims)) for t in stored if t.data_type in FLOATS)
+
+    def size_bytes(self) -> int:
+        """Size of the model as one file, to within the few bytes of protobuf's length fields."""
+        parts = [*self.nodes, *self.tensors.values()]
+        return int(self.shell.ByteSize() + sum(p.ByteSize() + 4 for p in parts))
+
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
         return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
@@ -282,20 +293,15 @@ def tensor(name: str, array: NDArray[Any], like: TensorProto | None = None) -> T
     return made
 
 
-def count_params(model: ModelProto) -> int:
-    """Number of float elements stored in a model, bodies of control flow included. What `params` means everywhere."""
-    return sum(int(np.prod(t.dims)) for t in _all_tensors(model.graph) if t.data_type in FLOATS)
-
-
-def _all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    yield from (t.values for t in graph.sparse_initializer)
-    for node in graph.node:
+def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for a in node.attribute:
             if a.type == AttributeProto.TENSOR:
                 yield a.t
             elif a.type == AttributeProto.GRAPH:
-                yield from _all_tensors(a.g)
+                yield from a.g.initializer
+                yield from (t.values for t in a.g.sparse_initializer)
+                yield from _node_tensors(a.g.node)
 
 
 def outline(graph: Graph) -> str:

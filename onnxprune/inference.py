@@ -134,6 +134,7 @@ def _type_node(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], 
         if rule is None:
             raise Barrier("no-rule", f"{proto.domain + ':' if proto.domain else ''}{proto.op_type}")
         rule(node)
+        _verify(facts, node)
     except Barrier as stop:
         _block(node, Reason(stop.code, node.where, stop.detail))
     except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -170,18 +171,23 @@ def _close_inputs(graph: Graph, node: Node) -> None:
             node.signature.inputs[i] = None
 
 
+def _verify(facts: Trace, node: Node) -> None:
+    """The axes that the rule made must have the traced sizes; a wrong rule, or a graph that does not fit its inputs, is a barrier."""
+    for name, made in zip(node.proto.output, node.signature.outputs, strict=True):
+        shape = facts.shapes.get(name)
+        if name and shape is None:
+            raise Barrier("shape-unknown", f"output {name!r}")
+        if made is not None and tuple(e.size for e in made) != shape:
+            raise Barrier("rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}")
+
+
 def _close_outputs(facts: Trace, node: Node, axes: dict[str, Axes]) -> None:
-    """Check the output axes against the traced shapes; freeze what varies and what the rule left open."""
+    """Record the output axes; freeze what the rule left open and what varies."""
     for k, name in enumerate(node.proto.output):
         shape = facts.shapes.get(name)
         if not name or shape is None:
             continue
         made = node.signature.outputs[k]
-        if made is not None and tuple(e.size for e in made) != shape:
-            for e in [e for listed in (*node.signature.inputs, *node.signature.outputs) for e in listed or []]:
-                node.space.freeze(e, Reason("rule-mismatch", node.where, f"{[e.size for e in made]} against {list(shape)}"))
-            _block(node, Reason("rule-mismatch", node.where, f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape)}"))
-            made = None
         if made is None:
             reason = node.signature.barrier or Reason("structure", node.where, node.proto.op_type)
             made = [node.space.dim(n, reason) for n in shape]

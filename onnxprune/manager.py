@@ -44,7 +44,6 @@ class State:
     model: str = ""
     dry_run: bool = False
     cuts: list[Cut] = field(default_factory=list)
-    first: TypedGraph | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None
 

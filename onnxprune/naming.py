@@ -84,7 +84,7 @@ class _Marks:
         elif op == "Attention" and s.reads:
             mark([s.reads[0].expr], "head-channels")
             self._attention(mark)
-        elif op in ("MatMul", "Gemm", "Einsum") and s.outputs[0] is not None:
+        elif op in ("MatMul", "Gemm", "Einsum") and len(inputs) > 1 and s.outputs[0] is not None:
             self._product(mark)
 
     def _product(self, mark: object) -> None:

@@ -27,8 +27,9 @@ Feeds = dict[str, NDArray[Any]]
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: sizes that share factors with channel counts could align by accident.
 BATCH_SIZES = (2, 3)
-LENGTH_SIZES = ((11, 13), (32, 48), (128, 160))
-IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704))
+LENGTH_SIZES = ((11, 13), (16, 24), (32, 48), (64, 80), (128, 160), (256, 288), (512, 544), (8, 12), (10, 14), (20, 28), (7, 9),
+                (5, 6), (100, 120), (1, 1))
+IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
 
 
 @dataclass(frozen=True)
@@ -79,25 +80,42 @@ class Trace:
 
 def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
     """Walk `graph` at two bindings; `shapes` are input shapes known from data. Raises InputError if no binding works."""
-    best: tuple[int, Binding, Binding, Walk] | None = None
-    for first, second in bindings(graph, shapes or {}):
-        facts = walk(graph, first)
-        if best is None or len(facts.failed) < best[0]:
-            best = len(facts.failed), first, second, facts
-        if not facts.failed or first.shapes == second.shapes:
-            break
-    if best is None:
-        raise InputError("the model's inputs cannot be given concrete shapes")
-    _, first, second, facts = best
+    first, second, facts = min(_attempts(graph, shapes or {}), key=lambda a: len(a[2].failed))
     complete(graph, first, facts)
-    if first.shapes == second.shapes:
-        other = facts
-    else:
+    other = facts
+    if first.shapes != second.shapes:
         other = walk(graph, second)
+        if len(other.failed) > len(facts.failed) and not facts.failed:
+            second, other = first, facts  # the model fits one size only, whatever its input says
         complete(graph, second, other)
     known, others = dict(_shapes(facts)), dict(_shapes(other))
     dtypes = {n: t.tensor_type.elem_type for n, t in facts.types.items() if t.HasField("tensor_type")}
     return Trace(first, second, known, others, facts.values, other.values, dtypes)
+
+
+def _attempts(graph: Graph, shapes: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding, Walk]]:
+    """Walks at the bindings to try, up to the first that leaves nothing open."""
+    for first, second in bindings(graph, shapes):
+        facts = walk(graph, first)
+        yield first, second, facts
+        if not facts.failed or first.shapes == second.shapes:
+            return
+
+
+def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
+    """Input shapes at which ONNX Runtime runs the model; InputError with its message if none of those tried does."""
+    made, message = None, ""
+    try:
+        made = session(graph.to_proto())
+    except Exception as error:
+        raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
+    for first, _ in bindings(graph, {}):
+        try:
+            made.run(None, random_feeds(graph, first, seed))
+            return dict(first.shapes)
+        except Exception as error:  # these sizes do not fit; the next may
+            message = message or str(error)
+    raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {message}")
 
 
 def _shapes(facts: Walk) -> Iterator[tuple[str, Shape]]:
@@ -108,7 +126,8 @@ def _shapes(facts: Walk) -> Iterator[tuple[str, Shape]]:
 
 def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding]]:
     """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
-    for attempt in range(max(len(LENGTH_SIZES), len(IMAGE_SIZES))):
+    free = any(not d.dim_value for v in graph.inputs for d in v.type.tensor_type.shape.dim)
+    for attempt in range(max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if free else 1):
         sizes: dict[str, tuple[int, int]] = {}
         pair: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
         for value in graph.inputs:

@@ -37,7 +37,8 @@ class FoldConstants:
         values |= _computed(graph, values, state)
         if not values:
             return graph
-        nodes = [n for n in graph.nodes if n.op_type == "Constant" or not all(o in values or not o for o in n.output)]
+        needed = {name for node in graph.nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
+        nodes = [n for n in graph.nodes if n.op_type == "Constant" or any(o in needed and o not in values for o in n.output)]
         used = {name for node in nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
         stored = {n: tensor(n, a) for n, a in values.items() if n in used}
         made = {o for node in nodes for o in node.output}

@@ -202,6 +202,8 @@ class Node:
             column = [s[k - rank] for s in shapes if rank - k <= len(s)]
             size = max(e.size for e in column) if all(e.size for e in column) else 0
             same = [e for e in column if e.size == size]
+            if any(e.size not in (1, size) for e in column):
+                raise Barrier("rule-mismatch", f"sizes {[e.size for e in column]} do not broadcast")
             for other in same[1:]:
                 self.unify(same[0], other)
             out.append(same[0])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.dims import Dim, Mask, keep
-from onnxprune.graph import attributes, tensor
+from onnxprune.graph import Graph, attributes, tensor
 from onnxprune.inference import TypedGraph
 from onnxprune.rules.rule import Axes, Read
 
@@ -26,9 +26,13 @@ NORMALISATIONS = frozenset(
 )
 
 
-def masked_original(typed: TypedGraph, masks: dict[Dim, Mask]) -> ModelProto:
-    """The original model with the removed units masked out."""
-    return _Masker(typed, masks).build()
+def masked_original(typed: TypedGraph, masks: dict[Dim, Mask], original: Graph | None = None) -> ModelProto:
+    """The model with the removed units masked out; of the file as it was read, where its nodes are still those that were typed."""
+    masker = _Masker(typed, masks)
+    index = {node.output[0]: i for i, node in enumerate(typed.graph.nodes) if node.output}
+    if original is not None and masker.touched() <= {n.output[0] for n in original.nodes if n.output}:
+        return masker.build(original, index)
+    return masker.build(typed.graph, index)
 
 
 class _Masker:
@@ -41,16 +45,26 @@ class _Masker:
         self.tensors: dict[str, TensorProto] = {}
         self._count = 0
 
-    def build(self) -> ModelProto:
-        for i, node in enumerate(self.graph.nodes):
-            reads = [r for r in self.typed.signatures[i].reads if not self.mask(i, r.input, r.axis).all()]
+    def reads(self, i: int) -> list[Read]:
+        """The reads of a node whose units are not all kept."""
+        return [r for r in self.typed.signatures[i].reads if not self.mask(i, r.input, r.axis).all()]
+
+    def touched(self) -> set[str]:
+        """First outputs of the nodes that need a mask."""
+        return {node.output[0] for i, node in enumerate(self.graph.nodes) if self.reads(i)}
+
+    def build(self, base: Graph, index: dict[str, int]) -> ModelProto:
+        """`base` with masks; `index` maps the first output of a node to its place in the typed graph."""
+        for node in base.nodes:
+            i = index.get(node.output[0] if node.output else "", -1)
+            reads = self.reads(i) if i >= 0 else []
             if not reads:
                 self.nodes.append(node)
             elif node.op_type in NORMALISATIONS:
                 self._normalise(i, node)
             else:
                 self._mask_inputs(i, node, reads)
-        return self.graph.replace(self.nodes, {**self.graph.tensors, **self.tensors}).to_proto()
+        return base.replace(self.nodes, {**base.tensors, **self.tensors}).to_proto()
 
     # building blocks
     def mask(self, i: int, j: int, axis: int) -> Mask:

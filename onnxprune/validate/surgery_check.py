@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.trace import Feeds, session
 from onnxprune.validate.masked import masked_original
@@ -39,9 +40,11 @@ class SurgeryCheck:
         return {"passed": self.passed, "max_rel_err": self.max_rel_err, "tolerance": self.tolerance, "detail": self.detail}
 
 
-def surgery_check(typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto, feeds: Sequence[Feeds]) -> SurgeryCheck:
-    """Run both models on `feeds` and compare every output."""
-    reference = masked_original(typed, masks).SerializeToString()
+def surgery_check(
+    typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto, feeds: Sequence[Feeds], original: Graph | None = None
+) -> SurgeryCheck:
+    """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is checked too."""
+    reference = masked_original(typed, masks, original).SerializeToString()
     want, got = _outputs(reference, feeds), _outputs(pruned.SerializeToString(), feeds)
     names = [o.name for o in typed.graph.outputs]
     error, worst = _largest(want, got, names)
