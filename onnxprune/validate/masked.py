@@ -92,9 +92,14 @@ class _Masker:
         return helper.tensor_dtype_to_np_dtype(self.typed.facts.dtypes.get(name, TensorProto.FLOAT))
 
     def where(self, mask: Mask, x: str, fill: float, kind: Any) -> str:
-        """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add."""
+        """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add, and before 7,
+        where ONNX Runtime does neither, masked entries are picked from a padded end."""
         if self.opset >= 9:
             return self.op("Where", self.const(mask), x, self.const(np.array(_finite(fill, kind), kind)))
+        if self.opset < 7:
+            axis, index = int(np.argmax(mask.shape)), np.where(mask.reshape(-1), np.arange(mask.size), mask.size)
+            pads = [0] * mask.ndim + [int(k == axis) for k in range(mask.ndim)]
+            return self.op("Gather", self.op("Pad", x, pads=pads, value=fill), self.const(index), axis=axis)
         shown = self.op("Mul", x, self.const(mask.astype(kind)))
         return self.op("Add", shown, self.const(np.where(mask, 0, _finite(fill, kind)).astype(kind))) if fill else shown
 
