@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
+import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto, helper
@@ -86,32 +87,72 @@ def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
 
 def _computed(graph: Graph, known: dict[str, NDArray[Any]], state: State) -> dict[str, NDArray[Any]]:
     """Outputs of the other nodes over constants only, from one ONNX Runtime run."""
-    fixed = set(graph.constants) | set(known)
-    outputs = {o.name for o in graph.outputs}
-    chosen: list[NodeProto] = []
-    for node in graph.nodes:
-        if node.op_type == "Constant" or all(o in known for o in node.output) or outputs & set(node.output):
-            continue
-        if _foldable(graph, node, fixed, state):
-            chosen.append(node)
-            fixed.update(node.output)
+    regions = _Regions(graph, known, state)
+    chosen = regions.worth_storing()
     if not chosen:
         return {}
-    made = {o for node in chosen for o in node.output if o}
-    rest = {name for node in graph.nodes if node not in chosen for name in [*node.input, *captured(node)]}
-    return _evaluate(graph, chosen, known, sorted(made & rest))
+    made = {o for i in chosen for o in graph.nodes[i].output if o}
+    rest = {n for i, node in enumerate(graph.nodes) if i not in chosen for n in [*node.input, *captured(node)]}
+    return _evaluate(graph, [graph.nodes[i] for i in sorted(chosen)], known, sorted(made & rest))
 
 
-def _foldable(graph: Graph, node: NodeProto, fixed: set[str], state: State) -> bool:
-    if node.op_type in OPAQUE or node.domain not in ("", "ai.onnx") or not all(n in fixed or not n for n in node.input) or not node.input:
-        return False
-    shapes = [state.facts.shapes.get(o) for o in node.output if o]
-    if any(s is None for s in shapes):
-        return False
-    size = sum(prod(s) for s in shapes if s is not None)
-    given = sum(prod(state.facts.shapes.get(n, ())) for n in node.input if n)
-    shared = any(len(graph.consumers.get(n, [])) > 1 and prod(state.facts.shapes.get(n, ())) > SMALL_ELEMENTS for n in node.input if n)
-    return size <= SMALL_ELEMENTS or (size <= given and (not shared or node.op_type in ("Slice", "Split", "Gather")))
+class _Regions:
+    """Connected groups of nodes over constants only. A group is folded whole if that stores no more than it frees; else node by node,
+    as long as no single node makes more than it takes from constants of its own."""
+
+    def __init__(self, graph: Graph, known: dict[str, NDArray[Any]], state: State) -> None:
+        self.graph, self.shapes = graph, state.facts.shapes
+        self.fixed = set(graph.constants) | set(known)
+        outputs = {o.name for o in graph.outputs}
+        self.nodes: list[int] = []
+        for i, node in enumerate(graph.nodes):
+            done = node.op_type == "Constant" or all(o in known for o in node.output)
+            if not done and not outputs & set(node.output) and self._computable(node):
+                self.nodes.append(i)
+                self.fixed.update(node.output)
+
+    def _computable(self, node: NodeProto) -> bool:
+        plain = node.domain in ("", "ai.onnx") and node.op_type not in OPAQUE and len(node.input) > 0
+        return plain and all(n in self.fixed or not n for n in node.input) and all(o in self.shapes for o in node.output if o)
+
+    def size(self, name: str) -> int:
+        return prod(self.shapes.get(name, ()))
+
+    def worth_storing(self) -> set[int]:
+        """Indices of the nodes to fold."""
+        links = nx.Graph()
+        links.add_nodes_from(self.nodes)
+        inside = set(self.nodes)
+        for i in self.nodes:
+            node = self.graph.nodes[i]
+            ties = [*node.output, *(n for n in node.input if self.size(n) > SMALL_ELEMENTS)]
+            links.add_edges_from((i, j) for n in ties for j, _ in self.graph.consumers.get(n, []) if j in inside)
+        chosen: set[int] = set()
+        for region in nx.connected_components(links):
+            chosen |= region if self._pays(region) else self._single_nodes(region)
+        return chosen
+
+    def _pays(self, region: set[int]) -> bool:
+        def inner(name: str) -> bool:
+            return all(j in region for j, _ in self.graph.consumers.get(name, []))
+
+        taken = {n for i in region for n in self.graph.nodes[i].input if n}
+        made = {o for i in region for o in self.graph.nodes[i].output if o}
+        stored = sum(self.size(o) for o in made if not inner(o) and self.size(o) > SMALL_ELEMENTS)
+        freed = sum(self.size(n) for n in taken - made if inner(n))
+        return stored <= freed
+
+    def _single_nodes(self, region: set[int]) -> set[int]:
+        chosen: set[int] = set()
+        for i in sorted(region):
+            node = self.graph.nodes[i]
+            ready = all(self.graph.producer.get(n, -1) in chosen or self.graph.producer.get(n, -1) not in region for n in node.input)
+            size, given = (sum(self.size(n) for n in names if n) for names in (node.output, node.input))
+            shared = any(len(self.graph.consumers.get(n, [])) > 1 and self.size(n) > SMALL_ELEMENTS for n in node.input)
+            part = node.op_type in ("Slice", "Split", "Gather")
+            if ready and (size <= SMALL_ELEMENTS or (size <= given and (not shared or part))):
+                chosen.add(i)
+        return chosen
 
 
 def _evaluate(graph: Graph, nodes: list[NodeProto], known: dict[str, NDArray[Any]], wanted: Iterable[str]) -> dict[str, NDArray[Any]]:

@@ -7,9 +7,15 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def batch_normalization(node: Node) -> None:
-    """BatchNormalization (opset 1-15): scale, bias, mean, variance (C,) along axis 1; extra outputs are running statistics (C,)."""
+    """BatchNormalization (opset 1-15): scale, bias, mean, variance (C,) along axis 1; extra outputs are running statistics (C,).
+
+    In training mode the statistics are taken over the other axes, which are frozen.
+    """
     x = node.axes(0)
     channel = x[1] if len(x) > 1 else ONE
+    if node.attr("training_mode", 0):
+        for e in [*x[:1], *x[2:]]:
+            node.freeze(e, "normalised", "BatchNormalization in training mode")
     for i in range(1, 5):
         node.unify(node.axes(i)[0], channel)
     node.out(list(x))
