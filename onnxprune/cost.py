@@ -41,9 +41,14 @@ class Polynomial:
         """Value when each dim keeps `sizes[dim]` units."""
         return sum(value for _, value in {(t.owner, t.at(sizes)) for t in self.terms})
 
-    def share(self, dim: Dim) -> int:
-        """The part of the full value that carries `dim`."""
-        return sum({t.owner: t.at({}) for t in self.terms if any(d is dim for e in t.axes for d in atoms(e))}.values())
+    def shares(self) -> dict[Dim, int]:
+        """For each dim, the part of the full value that carries it."""
+        found: dict[Dim, dict[str, int]] = {}
+        for term in self.terms:
+            value = term.at({})
+            for d in {d for e in term.axes for d in atoms(e)}:
+                found.setdefault(d, {})[term.owner] = value
+        return {d: sum(owners.values()) for d, owners in found.items()}
 
 
 def params(typed: TypedGraph) -> Polynomial:

@@ -1,0 +1,14 @@
+"""onnxprune: structured pruning of ONNX models as a compiler.
+
+>>> import onnxprune
+>>> result = onnxprune.prune("models/mnist_cnn.onnx", ratio=0.5)
+>>> result.report.surgery_check.passed
+True
+"""
+
+from onnxprune.version import __version__  # isort: skip
+from onnxprune.api import PruneResult, apply, prune
+from onnxprune.errors import GateError, InputError, OnnxPruneError
+from onnxprune.plan import Plan
+
+__all__ = ["GateError", "InputError", "OnnxPruneError", "Plan", "PruneResult", "__version__", "apply", "prune"]

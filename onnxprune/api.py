@@ -1,0 +1,207 @@
+"""The whole flow on one screen: load, run the passes, check, measure, report. The command line is a thin layer over these functions.
+
+Nothing is printed, nothing given is changed, nothing is shared between calls: safe from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from onnx import ModelProto
+
+from onnxprune import cost
+from onnxprune.data import DataLike, load_feeds
+from onnxprune.dims import Dim
+from onnxprune.errors import GateError
+from onnxprune.graph import Graph, ModelLike, load, serialize
+from onnxprune.inference import TypedGraph
+from onnxprune.manager import Cut, PassManager, PassResult, State, parse
+from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
+from onnxprune.plan import Budget, Plan, bind
+from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.trace import Feeds, random_feeds, running_shapes
+from onnxprune.validate import latency, numerics
+from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
+
+CHECK_SAMPLES = 64  # of the user's data, for the surgery check
+NUMERIC_SAMPLES = 256  # for the comparison with the original
+RANDOM_FEEDS = 2
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """The pruned model, the plan that was carried out and the report. `plan` names dims of `typed`."""
+
+    model: ModelProto
+    plan: Plan
+    report: Report
+
+
+def prune(
+    model: ModelLike,
+    *,
+    ratio: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    lossless: bool = False,
+    scope: str = "global",
+    criterion: str = "l2",
+    round_to: int = 1,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    data: DataLike | None = None,
+    seed: int = 0,
+    check: bool = True,
+    passes: str | None = None,
+) -> PruneResult:
+    """Remove units from a model and prove the result.
+
+    Args:
+        model: a path, bytes, ModelProto or graphsurgeon graph; it is not changed.
+        ratio: fraction of units to remove, in (0, 1). `scope="local"`: of every dim; "global": of all units together, ranked by score.
+        macs, params: keep at most this fraction of the multiply-accumulates or parameters.
+        lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, lossless must be given.
+        criterion: "l1" or "l2" norm of the weights that carry a unit.
+        round_to: keep a multiple of this many units in every dim.
+        include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
+        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or an iterable of such dicts.
+        seed: of the random inputs.
+        check: run the surgery check, compare with the original, and measure latency.
+        passes: pipeline text instead of the default one.
+
+    Raises:
+        InputError: the model, an option or the data cannot be used.
+        GateError: the surgery check failed; the result must not be used.
+    """
+    budget = None
+    if passes is None or "prune(" not in passes:
+        budget = Budget(ratio, macs, params, lossless, scope, criterion, round_to, _patterns(include), _patterns(exclude))
+    return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
+
+
+def apply(model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True) -> PruneResult:
+    """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
+    return run(load(model), plan=plan, data=data, seed=seed, check=check)
+
+
+def _patterns(given: Iterable[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def run(
+    graph: Graph,
+    *,
+    budget: Budget | None = None,
+    plan: Plan | None = None,
+    data: DataLike | None = None,
+    seed: int = 0,
+    check: bool = True,
+    passes: str | None = None,
+    dry_run: bool = False,
+    verify_each: bool = False,
+    bench_seconds: float = 1.0,
+    progress: Progress = lambda text: None,
+) -> PruneResult:
+    """The flow behind `prune` and `apply`, with the command line's further options."""
+    feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
+    lossless = budget is not None and budget.lossless
+    steps = parse(passes if passes is not None else LOSSLESS if lossless else DEFAULT, PASSES)
+    shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
+    state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
+    binding = state.facts.binding
+    results = PassManager(steps, verify_each).run(state, progress)
+    typed = state.cuts[0].typed if state.cuts else state.typed
+    done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
+    pruned = state.graph.to_proto()
+    report = _describe(graph, state, typed, pruned, results)
+    report.macs_shapes = {n: list(s) for n, s in binding.shapes.items()}
+    report.options = asdict(budget) if budget else {}
+    if check and not dry_run:
+        random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+        _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
+        progress("latency")
+        report.latency_ms = latency.bench(_bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed)
+    return PruneResult(pruned, done, report)
+
+
+def _describe(graph: Graph, state: State, typed: TypedGraph, pruned: ModelProto, results: list[PassResult]) -> Report:
+    plans = [c.plan for c in state.cuts]
+    poly = cost.macs(typed)
+    left = {d: int(m.sum()) for d, m in _masks(state.cuts[:1]).items()}
+    report = Report(
+        params=BeforeAfter(graph.params(), state.graph.params()),
+        macs=BeforeAfter(poly.at({}), poly.at(left)),
+        bytes=BeforeAfter(graph.size_bytes(), pruned.ByteSize()),
+        dims=dim_counts(typed, plans),
+        passes=results,
+        cuts=[row for plan in plans for row in cut_rows(plan)],
+        frozen=frozen_rows(typed),
+        refused=[r for plan in plans for r in plan.refused],
+    )
+    if not report.cuts:
+        report.notes.append("nothing was removed")
+    return report
+
+
+def _masks(cuts: Sequence[Cut]) -> dict[Dim, Any]:
+    return {d: m for cut in cuts for d, m in bind(cut.plan, cut.typed).items()}
+
+
+def _prove(
+    report: Report,
+    graph: Graph,
+    cuts: Sequence[Cut],
+    pruned: ModelProto,
+    random: list[Feeds],
+    feeds: list[Feeds],
+    lossless: bool,
+    progress: Progress,
+) -> None:
+    """The surgery check, then the comparison with the original; GateError if the result must not be used."""
+    progress("surgery check")
+    tried = random + _some(feeds, CHECK_SAMPLES)
+    base: Graph | None = None if lossless else graph
+    verdict = SurgeryCheck(True, 0.0, TOLERANCE)
+    for k, cut in enumerate(cuts):
+        last = k == len(cuts) - 1
+        made = pruned if last else cut.result.to_proto()
+        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
+        verdict = max(verdict, found, key=lambda v: (not v.passed, v.max_rel_err))
+    report.surgery_check = verdict
+    if not verdict.passed:
+        raise GateError(
+            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e} at {verdict.detail};"
+            " this is a bug of onnxprune, nothing was saved", report,
+        )
+    progress("comparison with the original")
+    inputs = feeds or random
+    report.numerics_on = "data" if feeds else "random inputs"
+    names, before = numerics.outputs(_bytes(graph), inputs)
+    _, after = numerics.outputs(serialize(pruned), inputs)
+    report.numerics = numerics.compare(names, before, after)
+    if lossless:
+        _require_equal(report, before, after)
+
+
+def _require_equal(report: Report, before: list[list[Any]], after: list[list[Any]]) -> None:
+    error = max((relative_error(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
+    limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
+    if error > limit:
+        raise GateError(f"lossless pruning changed the outputs by {error:.2g} (limit {limit:.0e}): nothing was saved", report)
+
+
+def _some(feeds: list[Feeds], samples: int) -> list[Feeds]:
+    count, picked = 0, []
+    for feed in feeds:
+        if count >= samples:
+            break
+        picked.append(feed)
+        count += max((a.shape[0] for a in feed.values() if a.ndim), default=1)
+    return picked
+
+
+def _bytes(graph: Graph) -> bytes:
+    return serialize(graph.to_proto())

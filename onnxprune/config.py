@@ -1,0 +1,35 @@
+"""Options from a TOML file: the keys of `onnxprune prune`, at the top level or in a table `[prune]`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onnxprune.errors import InputError
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "ratio": (float, int), "macs": (float, int), "params": (float, int), "lossless": (bool,), "scope": (str,), "criterion": (str,),
+    "round_to": (int,), "include": (list, str), "exclude": (list, str), "data": (str,), "seed": (int,), "check": (bool,), "passes": (str,),
+    "json": (str,),
+}  # fmt: skip
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Options of a config file by name. InputError if it cannot be read, is not TOML, or has an unknown or ill-typed key."""
+    try:
+        data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the config {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"the config {path} is not TOML: {error}") from error
+    found: dict[str, Any] = {}
+    for key, value in {**{k: v for k, v in data.items() if k != "prune"}, **data.get("prune", {})}.items():
+        name = key.replace("-", "_")
+        if name not in KINDS:
+            raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")
+        if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
+            raise InputError(f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}")
+        found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
+    return found

@@ -1,0 +1,172 @@
+"""The terminal's view of a run: compact tables with units, no colour when piped."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune import cost
+from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.plan import Plan
+from onnxprune.report.report import Report
+from onnxprune.validate.latency import Latency
+
+TOP_CUTS = 8
+TOP_PLACES = 3
+
+
+def console(quiet: bool = False, stderr: bool = False) -> Console:
+    """A console that never wraps tables to less than 100 columns when piped."""
+    piped = not (os.isatty(2) if stderr else os.isatty(1))
+    return Console(quiet=quiet, stderr=stderr, highlight=False, width=140 if piped else None, soft_wrap=piped)
+
+
+def count(n: float, unit: str = "") -> str:
+    """A number of at most four digits with a decimal prefix: 11.7 M."""
+    for step, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= step:
+            return f"{n / step:.{1 if abs(n) >= 10 * step else 2}f} {prefix}{unit}"
+    return f"{n:.0f} {unit}".strip()
+
+
+def change(before: float, after: float) -> str:
+    return f"{100 * (after - before) / before:+.1f} %" if before else "-"
+
+
+def show_report(out: Console, report: Report, source: str, target: str, verbose: bool = False) -> None:
+    """The result of `prune` and `apply`."""
+    out.print(f"[bold]{source}[/bold] -> [bold]{target}[/bold]" if target else f"[bold]{source}[/bold] (dry run)")
+    out.print(_totals(report))
+    if report.surgery_check:
+        check = report.surgery_check
+        verdict = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
+        out.print(f"surgery check     {verdict}, largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})")
+    for name, row in report.numerics.items():
+        out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
+    show_cuts(out, report, None if verbose else TOP_CUTS)
+    _show_frozen(out, report)
+    for note in report.notes:
+        out.print(f"note: {note}")
+    if verbose:
+        out.print("passes            " + ", ".join(f"{p.name} {p.seconds:.2f} s" + ("" if p.modified else " (no change)") for p in report.passes))
+
+
+def _totals(report: Report) -> Table:
+    table = Table("", "before", "after", "change", box=None, pad_edge=False, header_style="dim")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = (("parameters", report.params, ""), ("MACs", report.macs, ""), ("size", report.bytes, "B"))
+    for name, value, unit in rows:
+        table.add_row(name, count(value.before, unit), count(value.after, unit), change(value.before, value.after))
+    if report.latency_ms:
+        table.add_row(*_latency_row("latency", report.latency_ms))
+    return table
+
+
+def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
+    low, high = latency.ci95
+    speed = f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
+    return name, f"{latency.before:.3f} ms", f"{latency.after:.3f} ms", speed
+
+
+def _numbers(row: Mapping[str, float | None]) -> str:
+    words = {"rel_l2": "relative L2 error {:.3g}", "cosine": "cosine {:.4f}", "max_abs": "largest {:.3g}", "top1_agreement": "top-1 agreement {:.1%}"}
+    return ", ".join(text.format(row[key]) for key, text in words.items() if row.get(key) is not None)
+
+
+def show_cuts(out: Console, report: Report, limit: int | None) -> None:
+    """Cut dims, those that lose most units first."""
+    cuts = sorted(report.cuts, key=lambda c: c.after - c.before)
+    if not cuts:
+        return
+    table = Table("largest cuts" if limit else "cuts", "kind", "units", "", box=None, pad_edge=False, header_style="dim")
+    table.columns[2].justify = table.columns[3].justify = "right"
+    for cut in cuts[:limit]:
+        table.add_row(cut.dim, cut.kind, f"{cut.before} -> {cut.after}", change(cut.before, cut.after))
+    out.print()
+    out.print(table)
+    if limit and len(cuts) > limit:
+        out.print(f"... and {len(cuts) - limit} more of {report.dims['prunable']} prunable dims")
+
+
+def _show_frozen(out: Console, report: Report) -> None:
+    kinds = Counter(f.reason.split(" (")[0] for f in report.frozen)
+    if kinds:
+        out.print()
+        out.print("not prunable      " + "; ".join(f"{n} dims: {reason}" for reason, n in kinds.most_common(6)))
+    for name, reason in report.refused[:TOP_CUTS]:
+        out.print(f"not cut           {name}: {reason}")
+
+
+def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
+    out.print(f"plan: {plan.removed} units go, from {len(plan.keep)} of {typed_dims['prunable']} prunable dims; nothing was written")
+
+
+def show_inspection(out: Console, typed: TypedGraph) -> None:
+    """Every prunable dim with what it couples and costs, then the frozen ones by reason."""
+    params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
+    table = Table("dim", "kind", "units", "params", "MACs", "couples", box=None, pad_edge=False, header_style="dim")
+    for k in (2, 3, 4):
+        table.columns[k].justify = "right"
+    for d in typed.prunable:
+        table.add_row(d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d))
+    out.print(f"{len(typed.prunable)} prunable dims")
+    out.print(table)
+    frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
+    rows = Table("dim", "units", "why it is frozen", "where", box=None, pad_edge=False, header_style="dim")
+    rows.columns[1].justify = "right"
+    for d in frozen:
+        rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
+    out.print(f"\n{len(frozen)} frozen dims carried by weights")
+    out.print(rows)
+
+
+def _places(info: DimInfo) -> str:
+    listed = [f"{p.operator} {p.tensor}:{p.axis}" for p in info.places]
+    more = f", +{len(listed) - TOP_PLACES} more" if len(listed) > TOP_PLACES else ""
+    return ", ".join(listed[:TOP_PLACES]) + more
+
+
+def inspection(typed: TypedGraph) -> dict[str, Any]:
+    """The same for JSON."""
+    params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
+
+    def row(d: DimInfo) -> dict[str, Any]:
+        couples = [{"node": p.node, "op": p.operator, "tensor": p.tensor, "axis": p.axis} for p in d.places]
+        reason = {"reason": str(d.dim.frozen), "where": d.dim.frozen.where} if d.dim.frozen else {}
+        costs = {} if d.dim.frozen else {"params": params.get(d.dim, 0), "macs": macs.get(d.dim, 0)}
+        return {"dim": d.name, "kind": d.kind, "size": d.dim.size, **costs, **reason, "couples": couples}
+
+    frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
+    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen]}
+
+
+def show_numerics(out: Console, table: Mapping[str, Mapping[str, float | None]], on: str) -> None:
+    """`check`: one row per output."""
+    keys = ("max_abs", "rel_l2", "cosine", "sqnr_db", "top1_agreement")
+    view = Table("output", *keys, box=None, pad_edge=False, header_style="dim")
+    for column in view.columns[1:]:
+        column.justify = "right"
+    for name, row in table.items():
+        view.add_row(name, *(_cell(row.get(k)) for k in keys))
+    out.print(view)
+    out.print(f"on {on}")
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def show_latency(out: Console, latency: Latency, names: Sequence[str]) -> None:
+    """`bench`: both medians and the paired ratio."""
+    table = Table("", *names, "speed-up (95 %)", box=None, pad_edge=False, header_style="dim")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row(*_latency_row("latency", latency))
+    out.print(table)
+    out.print(f"{latency.rounds} interleaved rounds, {latency.threads} thread{'s' if latency.threads != 1 else ''}, {latency.provider}")
