@@ -1,4 +1,6 @@
-"""The command line: a thin layer over `api`. Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 an internal error."""
+"""The command line: a thin layer over `api`. Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 an internal
+error.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from onnxprune.errors import GateError, InputError
 from onnxprune.graph import Graph, load, save, write_atomic
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
-from onnxprune.passes import PASSES
+from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.report import terminal
 from onnxprune.trace import Binding, Feeds, random_feeds, running_shapes
@@ -33,13 +35,17 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads and hidden units - and prove the result.",
+    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads and hidden units, and prove it.",
 )
-PREPARE = "inline-functions,fold-constants,remove-dead"
 
 Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model.", show_default=False)]
-Output = Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT.onnx", help="Where to write the pruned model.")]
-Data = Annotated[Path | None, typer.Option(metavar="FILE.npz|DIR", help="Real inputs for the checks: arrays named like the model's inputs.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", metavar="OUT.onnx", help="Where to write the pruned model.")
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.npz|DIR", help="Real inputs for the checks: arrays named like the model's inputs."),
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the random inputs.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every cut and the time of each pass.")]
@@ -55,7 +61,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Make trained ONNX models smaller and faster - and prove the result."""
 
@@ -65,23 +73,41 @@ def prune(
     model: Model,
     output: Output = None,
     ratio: Annotated[float | None, typer.Option(help="Budget: remove this fraction of the units.")] = None,
-    macs: Annotated[float | None, typer.Option(help="Budget: keep at most this fraction of the multiply-accumulates.")] = None,
+    macs: Annotated[
+        float | None, typer.Option(help="Budget: keep at most this fraction of the multiply-accumulates.")
+    ] = None,
     params: Annotated[float | None, typer.Option(help="Budget: keep at most this fraction of the parameters.")] = None,
-    lossless: Annotated[bool | None, typer.Option("--lossless", help="Budget: remove exactly what has no effect.")] = None,
-    scope: Annotated[str | None, typer.Option(metavar="global|local", help="Rank units of all dims together, or cut every dim alike.")] = None,
+    lossless: Annotated[
+        bool | None, typer.Option("--lossless", help="Budget: remove exactly what has no effect.")
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="global|local", help="Rank units of all dims together, or cut every dim alike."),
+    ] = None,
     criterion: Annotated[str | None, typer.Option(metavar="l1|l2", help="How units are ranked.")] = None,
-    round_to: Annotated[int | None, typer.Option(metavar="N", help="Keep a multiple of N units; 8 or 16 suits most CPUs.")] = None,
-    include: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Prune only these dims: kind:heads, or a name with wildcards.")] = None,
+    round_to: Annotated[
+        int | None, typer.Option(metavar="N", help="Keep a multiple of N units; 8 or 16 suits most CPUs.")
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Prune only these dims: kind:heads, or a name with wildcards."),
+    ] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave these dims alone.")] = None,
     data: Data = None,
     seed: Seed = None,
     json_file: Json = None,
     no_check: NoCheck = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: print it, write no model.")] = False,
-    plan_file: Annotated[Path | None, typer.Option("--plan", metavar="FILE", help="Save the plan, for `onnxprune apply`.")] = None,
-    passes: Annotated[str | None, typer.Option(metavar="TEXT", help="A pipeline of passes instead of the default one.")] = None,
+    plan_file: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Save the plan, for `onnxprune apply`.")
+    ] = None,
+    passes: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A pipeline of passes instead of the default one.")
+    ] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Check the model after each pass.")] = False,
-    config: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Read options from a file; those given here win.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Read options from a file; those given here win.")
+    ] = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,19 +125,30 @@ def prune(
     budget = _budget(options)
     with _progress(quiet) as step:
         result = api.run(
-            load(model), budget=budget, data=options.get("data"), seed=options.get("seed", 0), check=options.get("check", True),
-            passes=options.get("passes"), dry_run=dry_run, verify_each=verify_each, progress=step,
-        )  # fmt: skip
+            load(model),
+            budget=budget,
+            data=options.get("data"),
+            seed=options.get("seed", 0),
+            check=options.get("check", True),
+            passes=options.get("passes"),
+            dry_run=dry_run,
+            verify_each=verify_each,
+            progress=step,
+        )
         _write(result, None if dry_run else output, report_path, plan_file)
     out = terminal.console(quiet)
-    terminal.show_report(out, result.report, model.name, "" if dry_run or output is None else output.name, verbose or dry_run)
+    terminal.show_report(
+        out, result.report, model.name, "" if dry_run or output is None else output.name, verbose or dry_run
+    )
     if dry_run:
         terminal.show_plan(out, result.plan, result.report.dims)
 
 
 @app.command()
 def apply(
-    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan saved by `onnxprune prune --plan`.", show_default=False)],
+    plan: Annotated[
+        Path, typer.Argument(metavar="PLAN", help="A plan saved by `onnxprune prune --plan`.", show_default=False)
+    ],
     model: Model,
     output: Output = None,
     data: Data = None,
@@ -130,7 +167,9 @@ def apply(
         raise InputError(f"cannot read the plan {plan}: {error}") from error
     graph = load(model)
     if loaded.model != graph.fingerprint():
-        raise InputError(f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}")
+        raise InputError(
+            f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
+        )
     with _progress(quiet) as step:
         result = api.run(graph, plan=loaded, data=data, seed=seed or 0, check=not no_check, progress=step)
         _write(result, output, json_file, None)
@@ -193,11 +232,10 @@ def bench(
 def _budget(options: dict[str, Any]) -> Budget | None:
     """The budget in the options; None if the pipeline text brings its own."""
     names = ("ratio", "macs", "params", "lossless", "scope", "criterion", "round_to")
-    chosen = {n: options[n] for n in names if n in options}
-    patterns = {n: tuple(options.get(n, ())) for n in ("include", "exclude")}
+    chosen: dict[str, Any] = {n: options[n] for n in names if n in options}
     if "prune(" in options.get("passes", "") and not chosen:
         return None
-    return Budget(**chosen, **patterns)
+    return Budget(**chosen, include=tuple(options.get("include", ())), exclude=tuple(options.get("exclude", ())))
 
 
 def _require_output(output: Path | None) -> None:
@@ -209,7 +247,9 @@ def _check_paths(model: Path, output: Path | None, *others: Path | None) -> None
     """Refuse outputs that cannot be written, before any work is done."""
     for path in filter(None, (output, *others)):
         if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise InputError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'the folder is missing or not writable'}")
+            raise InputError(
+                f"cannot write {path}: {'it is a folder' if path.is_dir() else 'the folder is missing or not writable'}"
+            )
         if path.exists() and model.exists() and path.samefile(model):
             raise InputError(f"{path} is the input itself: choose another output")
 
@@ -285,7 +325,9 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        usage = getattr(error, "format_message", None)  # what typer raises for bad usage; its class differs between versions
+        usage = getattr(
+            error, "format_message", None
+        )  # what typer raises for bad usage; its class differs between versions
         if usage is None:
             return _internal(error)
         if type(error).__name__ == "NoArgsIsHelpError":

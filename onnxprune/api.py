@@ -1,4 +1,5 @@
-"""The whole flow on one screen: load, run the passes, check, measure, report. The command line is a thin layer over these functions.
+"""The whole flow on one screen: load, run the passes, check, measure, report. The command line is a thin layer over
+these functions.
 
 Nothing is printed, nothing given is changed, nothing is shared between calls: safe from several threads.
 """
@@ -21,7 +22,7 @@ from onnxprune.manager import Cut, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.trace import Feeds, random_feeds, running_shapes
+from onnxprune.trace import Feeds, batch_size, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
@@ -61,14 +62,14 @@ def prune(
 
     Args:
         model: a path, bytes, ModelProto or graphsurgeon graph; it is not changed.
-        ratio: fraction of units to remove, in (0, 1). `scope="local"`: of every dim; "global": of all units together, ranked by score.
-        macs, params: keep at most this fraction of the multiply-accumulates or parameters.
+        ratio: fraction of units to remove, in (0, 1). `scope="local"`: of every dim; "global": of all units together,
+        ranked by score. macs, params: keep at most this fraction of the multiply-accumulates or parameters.
         lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, lossless must be given.
         criterion: "l1" or "l2" norm of the weights that carry a unit.
         round_to: keep a multiple of this many units in every dim.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
-        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or an iterable of such dicts.
-        seed: of the random inputs.
+        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or an iterable of such
+        dicts. seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
 
@@ -78,11 +79,15 @@ def prune(
     """
     budget = None
     if passes is None or "prune(" not in passes:
-        budget = Budget(ratio, macs, params, lossless, scope, criterion, round_to, _patterns(include), _patterns(exclude))
+        budget = Budget(
+            ratio, macs, params, lossless, scope, criterion, round_to, _patterns(include), _patterns(exclude)
+        )
     return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
 
 
-def apply(model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True) -> PruneResult:
+def apply(
+    model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True
+) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
     return run(load(model), plan=plan, data=data, seed=seed, check=check)
 
@@ -117,23 +122,26 @@ def run(
     done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
     pruned = state.graph.to_proto()
     report = _describe(graph, state, typed, pruned, results)
-    report.macs_shapes = {n: list(s) for n, s in binding.shapes.items()}
+    batch = batch_size(graph, binding)
+    report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
     report.options = asdict(budget) if budget else {}
     if check and not dry_run:
         random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
         _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
         progress("latency")
-        report.latency_ms = latency.bench(_bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed)
+        report.latency_ms = latency.bench(
+            _bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed
+        )
     return PruneResult(pruned, done, report)
 
 
 def _describe(graph: Graph, state: State, typed: TypedGraph, pruned: ModelProto, results: list[PassResult]) -> Report:
     plans = [c.plan for c in state.cuts]
-    poly = cost.macs(typed)
+    poly, batch = cost.macs(typed), batch_size(graph, state.facts.binding)
     left = {d: int(m.sum()) for d, m in _masks(state.cuts[:1]).items()}
     report = Report(
         params=BeforeAfter(graph.params(), state.graph.params()),
-        macs=BeforeAfter(poly.at({}), poly.at(left)),
+        macs=BeforeAfter(poly.at({}) // batch, poly.at(left) // batch),
         bytes=BeforeAfter(graph.size_bytes(), pruned.ByteSize()),
         dims=dim_counts(typed, plans),
         passes=results,
@@ -173,8 +181,9 @@ def _prove(
     report.surgery_check = verdict
     if not verdict.passed:
         raise GateError(
-            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e} at {verdict.detail};"
-            " this is a bug of onnxprune, nothing was saved", report,
+            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e} at {verdict.detail}; "
+            "this is a bug of onnxprune, nothing was saved",
+            report,
         )
     progress("comparison with the original")
     inputs = feeds or random
@@ -187,10 +196,15 @@ def _prove(
 
 
 def _require_equal(report: Report, before: list[list[Any]], after: list[list[Any]]) -> None:
-    error = max((relative_error(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)), default=0.0)
+    error = max(
+        (relative_error(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)),
+        default=0.0,
+    )
     limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
     if error > limit:
-        raise GateError(f"lossless pruning changed the outputs by {error:.2g} (limit {limit:.0e}): nothing was saved", report)
+        raise GateError(
+            f"lossless pruning changed the outputs by {error:.2g} (limit {limit:.0e}): nothing was saved", report
+        )
 
 
 def _some(feeds: list[Feeds], samples: int) -> list[Feeds]:

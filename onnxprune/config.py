@@ -9,15 +9,20 @@ from typing import Any
 
 from onnxprune.errors import InputError
 
+NUMBER, PATTERNS = (float, int), (list, str)
 KINDS: dict[str, tuple[type, ...]] = {
-    "ratio": (float, int), "macs": (float, int), "params": (float, int), "lossless": (bool,), "scope": (str,), "criterion": (str,),
-    "round_to": (int,), "include": (list, str), "exclude": (list, str), "data": (str,), "seed": (int,), "check": (bool,), "passes": (str,),
-    "json": (str,),
-}  # fmt: skip
+    **dict.fromkeys(("ratio", "macs", "params"), NUMBER),
+    **dict.fromkeys(("include", "exclude"), PATTERNS),
+    **dict.fromkeys(("lossless", "check"), (bool,)),
+    **dict.fromkeys(("round_to", "seed"), (int,)),
+    **dict.fromkeys(("scope", "criterion", "data", "passes", "json"), (str,)),
+}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options of a config file by name. InputError if it cannot be read, is not TOML, or has an unknown or ill-typed key."""
+    """Options of a config file by name. InputError if it cannot be read, is not TOML, or has an unknown or ill-typed
+    key.
+    """
     try:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -30,6 +35,8 @@ def read_config(path: Path) -> dict[str, Any]:
         if name not in KINDS:
             raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")
         if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
-            raise InputError(f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}")
+            raise InputError(
+                f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}"
+            )
         found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
     return found

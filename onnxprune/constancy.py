@@ -1,8 +1,9 @@
 """Which units hold one constant, whatever the input: a forward walk over the typed graph.
 
-For every tensor and every free dim d on exactly one of its axes, `values[tensor][d]` has shape (d.size,): the number that all entries
-of that unit equal, or NaN where that is not known. Zero filters give their bias, ReLU of a constant is a constant, a product with zero is zero.
-Operators fall into few behaviours, one table row each; an operator without a row gives nothing, which is always right.
+For every tensor and every free dim d on exactly one of its axes, `values[tensor][d]` has shape (d.size,): the number
+that all entries of that unit equal, or NaN where that is not known. Zero filters give their bias, ReLU of a constant is
+a constant, a product with zero is zero. Operators fall into few behaviours, one table row each; an operator without a
+row gives nothing, which is always right.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def single_dims(axes: Sequence[Expr]) -> dict[Dim, int]:
 
 def of_array(array: NDArray[Any], axes: Sequence[Expr]) -> Values:
     """Constants of an array with the given axes."""
-    if array.dtype.kind not in "fiub" and array.dtype.itemsize > 2 or not array.size:
+    if (array.dtype.kind not in "fiub" and array.dtype.itemsize > 2) or not array.size:
         return {}
     made: Values = {}
     by_axis: dict[int, list[Dim]] = {}
@@ -147,7 +148,8 @@ def _apply(c: Constancy, i: int, args: list[NDArray[np.float64]]) -> NDArray[np.
     if known.any():
         kinds = [c.typed.facts.dtypes.get(n, 1) for n in node.input]
         arrays = [
-            args[j][known].astype(helper.tensor_dtype_to_np_dtype(kinds[j])) if j in given else None for j in range(len(args))
+            args[j][known].astype(helper.tensor_dtype_to_np_dtype(kinds[j])) if j in given else None
+            for j in range(len(args))
         ]
         try:
             with np.errstate(all="ignore"):
@@ -204,12 +206,20 @@ def _padded(c: Constancy, i: int) -> dict[int, Values]:
         fill = float(attributes(node)["value"])
     here = c.at(i, 0)
     mine = single_dims(c.typed.signatures[i].inputs[0] or [])
-    return {0: {d: np.where(here.get(d, np.full(d.size, np.nan)) == fill, fill, np.nan) if d in mine else np.full(d.size, fill)
-                for d in c.out_dims(i)}}
+    return {
+        0: {
+            d: np.where(here.get(d, np.full(d.size, np.nan)) == fill, fill, np.nan)
+            if d in mine
+            else np.full(d.size, fill)
+            for d in c.out_dims(i)
+        }
+    }
 
 
 def _product(c: Constancy, i: int) -> dict[int, Values]:
-    """MatMul, Gemm, Einsum, Conv, ConvTranspose: an output unit whose weights are zero wherever the input is not is its bias."""
+    """MatMul, Gemm, Einsum, Conv, ConvTranspose: an output unit whose weights are zero wherever the input is not is its
+    bias.
+    """
     node = c.typed.graph.nodes[i]
     bias = c.at(i, 2) if len(node.input) > 2 else {}
     biased = len(node.input) > 2 and node.input[2] != ""
@@ -220,7 +230,11 @@ def _product(c: Constancy, i: int) -> dict[int, Values]:
         axis = c.out_dims(i)
         carried = single_dims(c.typed.signatures[i].inputs[2] or [])
         scale = float(attributes(node).get("beta", 1.0))
-        made = {d: np.where(v == 0, bias[d] * scale, np.nan) for d, v in made.items() if d in carried and d in bias and d in axis}
+        made = {
+            d: np.where(v == 0, bias[d] * scale, np.nan)
+            for d, v in made.items()
+            if d in carried and d in bias and d in axis
+        }
     return {0: made}
 
 
@@ -276,7 +290,9 @@ def _batch_norm(c: Constancy, i: int) -> dict[int, Values]:
 
 
 def _norm(c: Constancy, i: int) -> dict[int, Values]:
-    """Instance, layer, RMS and group normalisation: zero scale leaves the bias; so does a constant channel under InstanceNormalization."""
+    """Instance, layer, RMS and group normalisation: zero scale leaves the bias; so does a constant channel under
+    InstanceNormalization.
+    """
     node = c.typed.graph.nodes[i]
     made: Values = {}
     for d in c.out_dims(i):
@@ -285,13 +301,17 @@ def _norm(c: Constancy, i: int) -> dict[int, Values]:
         bias = c.at(i, 2).get(d, unknown) if len(node.input) > 2 and node.input[2] else np.zeros(d.size)
         if node.op_type == "RMSNormalization":
             bias = np.zeros(d.size)
-        flat = ~np.isnan(c.at(i, 0).get(d, unknown)) if node.op_type == "InstanceNormalization" else np.zeros(d.size, bool)
+        flat = (
+            ~np.isnan(c.at(i, 0).get(d, unknown)) if node.op_type == "InstanceNormalization" else np.zeros(d.size, bool)
+        )
         made[d] = np.where((scale == 0) | flat, bias, np.nan)
     return {0: made}
 
 
 def _recurrent(c: Constancy, i: int) -> dict[int, Values]:
-    """A hidden unit whose candidate gate gets nothing stays at zero, if it starts there and the activation keeps zero."""
+    """A hidden unit whose candidate gate gets nothing stays at zero, if it starts there and the activation keeps
+    zero.
+    """
     node, signature = c.typed.graph.nodes[i], c.typed.signatures[i]
     attrs = attributes(node)
     states = [j for j in (5, 6) if j < len(node.input) and node.input[j]]
@@ -311,7 +331,9 @@ def _recurrent(c: Constancy, i: int) -> dict[int, Values]:
         rows = [gate] if j < 2 else [gate, gate + gates]
         still &= ~np.any(blocks[:, rows] != 0, axis=tuple(k for k in range(blocks.ndim) if k != 2))
     zeros = {d: np.where(v, 0.0, np.nan) for d, v in gather(r[2], still, np.logical_and.reduce).items()}
-    return {k: {d: v for d, v in zeros.items() if d in c.out_dims(i, k)} for k in range(len(node.output)) if node.output[k]}
+    return {
+        k: {d: v for d, v in zeros.items() if d in c.out_dims(i, k)} for k in range(len(node.output)) if node.output[k]
+    }
 
 
 def _kept(c: Constancy, i: int) -> dict[int, Values]:
@@ -325,9 +347,14 @@ def _filled(c: Constancy, i: int) -> dict[int, Values]:
     return {0: {d: np.full(d.size, number) for d in c.out_dims(i)}}
 
 
-_MOVED = [n for n in movement.TABLE if n not in ("Pad", "Resize", "Upsample")] + ["Gather", "GatherElements", "GatherND", "ScatterND"]
-_ZERO = """AveragePool LpPool GlobalLpPool ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceProd Resize Upsample GridSample LRN
-LpNormalization CumSum Trilu RoiAlign MaxRoiPool"""
+_MOVED = [n for n in movement.TABLE if n not in ("Pad", "Resize", "Upsample")] + [
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "ScatterND",
+]
+_ZERO = """AveragePool LpPool GlobalLpPool ReduceSum ReduceL1 ReduceL2 ReduceSumSquare ReduceProd Resize Upsample
+GridSample LRN LpNormalization CumSum Trilu RoiAlign MaxRoiPool"""
 _KEPT = "MaxPool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax ReduceMin"
 _TABLE: dict[str, Row] = {
     **dict.fromkeys((n for n, rule in elementwise.TABLE.items() if rule is not elementwise.quantize), _pointwise),

@@ -1,6 +1,8 @@
-"""What a graph costs, as polynomials over dim sizes: parameters (float elements stored) and MACs (multiply-accumulates of products).
+"""What a graph costs, as polynomials over dim sizes: parameters (float elements stored) and MACs (multiply-accumulates
+of products).
 
-Each term is a coefficient times a product of axis sizes, so a budget is solved by evaluating these at other sizes; no graph is touched.
+Each term is a coefficient times a product of axis sizes, so a budget is solved by evaluating these at other sizes; no
+graph is touched.
 """
 
 from __future__ import annotations
@@ -63,11 +65,16 @@ def params(typed: TypedGraph) -> Polynomial:
 
 
 def macs(typed: TypedGraph) -> Polynomial:
-    """Multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, Einsum, recurrent layers and Attention, at the traced sizes."""
+    """Multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, Einsum, recurrent layers and Attention, at the traced
+    sizes.
+    """
     terms: list[Term] = []
     for i, (node, signature) in enumerate(zip(typed.graph.nodes, typed.signatures, strict=True)):
         if signature.barrier is None and node.op_type in _MACS:
-            terms += [_term(f"{node.name or node.op_type}#{i}.{k}", axes) for k, axes in enumerate(_MACS[node.op_type](node, signature))]
+            terms += [
+                _term(f"{node.name or node.op_type}#{i}.{k}", axes)
+                for k, axes in enumerate(_MACS[node.op_type](node, signature))
+            ]
     return Polynomial(tuple(terms))
 
 

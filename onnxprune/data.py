@@ -1,7 +1,8 @@
 """Inputs that a user gives: an .npz or .npy file, a folder of them, a dict of arrays, or any iterable of such dicts.
 
-Arrays are batch-first. They are checked against the model's inputs (names, types, ranks, sizes) and cut into feeds that the model takes: its
-fixed batch size, or at most `BATCH` where the batch is free. Arrays that are no input (labels, say) are left aside.
+Arrays are batch-first. They are checked against the model's inputs (names, types, ranks, sizes) and cut into feeds that
+the model takes: its fixed batch size, or at most `BATCH` where the batch is free. Arrays that are no input (labels,
+say) are left aside.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ DataLike = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | Iterable[Mappin
 
 
 def load_feeds(graph: Graph, data: DataLike, limit: int) -> list[Feeds]:
-    """Feeds made of at most about `limit` samples (always one feed). InputError where the data does not fit the model."""
+    """Feeds made of at most about `limit` samples (always one feed). InputError where the data does not fit the
+    model.
+    """
     feeds: list[Feeds] = []
     count = 0
     for arrays in _records(graph, data):
@@ -63,7 +66,11 @@ def _files(graph: Graph, path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
     for file in files:
         try:
             loaded = np.load(file, allow_pickle=False)
-            yield {n: loaded[n] for n in loaded.files} if isinstance(loaded, np.lib.npyio.NpzFile) else _single(graph, loaded, file)
+            yield (
+                {n: loaded[n] for n in loaded.files}
+                if isinstance(loaded, np.lib.npyio.NpzFile)
+                else _single(graph, loaded, file)
+            )
         except (OSError, ValueError, EOFError) as error:
             if isinstance(error, InputError):
                 raise
@@ -72,7 +79,9 @@ def _files(graph: Graph, path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
 
 def _single(graph: Graph, array: NDArray[Any], file: Path) -> Mapping[str, NDArray[Any]]:
     if len(graph.inputs) != 1:
-        raise InputError(f"{file} holds one array, the model has inputs {[i.name for i in graph.inputs]}: use .npz with these names")
+        raise InputError(
+            f"{file} holds one array, the model has inputs {[i.name for i in graph.inputs]}: use .npz with these names"
+        )
     return {graph.inputs[0].name: array}
 
 
@@ -80,14 +89,17 @@ def _checked(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Feeds:
     feeds: Feeds = {}
     for value in graph.inputs:
         if value.name not in arrays:
-            raise InputError(f"the data has no array {value.name!r}; it has {sorted(arrays)}, the model wants {[i.name for i in graph.inputs]}")
+            wanted = [i.name for i in graph.inputs]
+            raise InputError(f"the data has no array {value.name!r}; it has {sorted(arrays)}, the model wants {wanted}")
         array = np.asarray(arrays[value.name])
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         dims = value.type.tensor_type.shape.dim
         if array.dtype != kind:
             raise InputError(f"data for {value.name!r} has type {array.dtype}, the model wants {kind}")
         want = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
-        fits = array.ndim == len(dims) and all(not isinstance(w, int) or w == n for w, n in zip(want[1:], array.shape[1:], strict=True))
+        fits = array.ndim == len(dims) and all(
+            not isinstance(w, int) or w == n for w, n in zip(want[1:], array.shape[1:], strict=True)
+        )
         if not fits:
             raise InputError(f"data for {value.name!r} has shape {list(array.shape)}, the model wants {want}")
         feeds[value.name] = array
@@ -97,10 +109,14 @@ def _checked(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Feeds:
 def _cut(graph: Graph, arrays: Feeds) -> Iterator[Feeds]:
     """Feeds of the model's batch size; a rest that does not fill a fixed batch is left out."""
     batched = [v for v in graph.inputs if v.type.tensor_type.shape.dim]
-    fixed = {v.type.tensor_type.shape.dim[0].dim_value for v in batched if v.type.tensor_type.shape.dim[0].dim_value > 0}
+    fixed = {
+        v.type.tensor_type.shape.dim[0].dim_value for v in batched if v.type.tensor_type.shape.dim[0].dim_value > 0
+    }
     lengths = {arrays[v.name].shape[0] for v in batched}
     if len(lengths) > 1 and len(fixed) <= 1:
-        raise InputError(f"the data's arrays differ in length: { {n: a.shape[0] for n, a in arrays.items() if a.ndim} }")
+        raise InputError(
+            f"the data's arrays differ in length: { {n: a.shape[0] for n, a in arrays.items() if a.ndim} }"
+        )
     if len(fixed) > 1 or not batched:
         yield arrays
         return

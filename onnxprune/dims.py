@@ -6,12 +6,14 @@ Every axis of every tensor is an expression over dims:
     Sum(a, b, ...)   concatenation: the axis is a, then b, ...
     Prod(a, b, ...)  row-major product: the axis is a (outer) x b (inner)
 
-`Space.unify(a, b)` states that two axes are the same. A Dim meets a Dim by union; a Dim meets a larger expression by becoming it
-everywhere at once; Sums align at their boundaries (`split`), Prods at their factors (`factor`). What does not align is frozen, which
-is always sound: a frozen dim keeps all of its units. Sizes never change, so a Dim can never be substituted into itself.
+`Space.unify(a, b)` states that two axes are the same. A Dim meets a Dim by union; a Dim meets a larger expression by
+becoming it everywhere at once; Sums align at their boundaries (`split`), Prods at their factors (`factor`). What does
+not align is frozen, which is always sound: a frozen dim keeps all of its units. Sizes never change, so a Dim can never
+be substituted into itself.
 
-A plan gives each free Dim a keep-mask; `keep` evaluates any axis expression under it (Sum: concatenate, Prod: outer and).
-This module knows nothing of ONNX. Left out: `Take` (an axis permuted by a constant index) - such axes are frozen by the rules.
+A plan gives each free Dim a keep-mask; `keep` evaluates any axis expression under it (Sum: concatenate, Prod: outer
+and). This module knows nothing of ONNX. Left out: `Take` (an axis permuted by a constant index) - such axes are frozen
+by the rules.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-MAX_UNROLL = 64  # a Prod meets a Sum that cuts inside its inner factor: unrolled only while the outer factor is at most this long
+MAX_UNROLL = (
+    64  # where a Sum cuts inside a Prod's inner factor, the Prod is unrolled if its outer factor is this long or less
+)
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,15 @@ REASONS = {
 
 
 class Dim:
-    """A set of `size` interchangeable units. `frozen` holds the reason why none may go, or None. Identity is equality."""
+    """A set of `size` interchangeable units. `frozen` holds the reason why none may go, or None. Identity is
+    equality.
+    """
 
     __slots__ = ("frozen", "link", "size", "uid")
 
     def __init__(self, size: int, uid: int, frozen: Reason | None = None) -> None:
-        self.size, self.uid, self.frozen = size, uid, frozen
+        self.size: int = size
+        self.uid, self.frozen = uid, frozen
         self.link: Expr | None = None
 
     def __repr__(self) -> str:
@@ -81,7 +88,8 @@ class Sum:
     __slots__ = ("parts", "size")
 
     def __init__(self, parts: tuple[Expr, ...]) -> None:
-        self.parts, self.size = parts, sum(p.size for p in parts)
+        self.parts = parts
+        self.size: int = sum(p.size for p in parts)
 
     def __repr__(self) -> str:
         return "(" + " + ".join(map(repr, self.parts)) + ")"
@@ -93,7 +101,8 @@ class Prod:
     __slots__ = ("factors", "size")
 
     def __init__(self, factors: tuple[Expr, ...]) -> None:
-        self.factors, self.size = factors, math.prod(f.size for f in factors)
+        self.factors = factors
+        self.size: int = math.prod(f.size for f in factors)
 
     def __repr__(self) -> str:
         return "(" + " x ".join(map(repr, self.factors)) + ")" if self.factors else "1"
@@ -105,7 +114,9 @@ KeepMap = Mapping[Dim, Mask]
 
 
 def resolve(expr: Expr) -> Expr:
-    """The expression in its present form: substitutions followed, nested Sums and Prods flattened, factors of size 1 dropped."""
+    """The expression in its present form: substitutions followed, nested Sums and Prods flattened, factors of size 1
+    dropped.
+    """
     if isinstance(expr, Dim):
         if expr.link is None:
             return expr
@@ -157,7 +168,9 @@ def frozen_reason(expr: Expr) -> Reason | None:
 
 
 class Space:
-    """Makes dims and keeps their identities; one per typed graph, so that nothing is shared between calls or threads."""
+    """Makes dims and keeps their identities; one per typed graph, so that nothing is shared between calls or
+    threads.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -194,7 +207,7 @@ class Space:
         elif isinstance(a, Prod) and isinstance(b, Prod):
             self._align_factors(a, b)
         else:
-            self._sum_meets_prod(*((a, b) if isinstance(a, Sum) else (b, a)))  # type: ignore[arg-type]
+            self._sum_meets_prod(*((a, b) if isinstance(a, Sum) else (b, a)))
 
     def split(self, expr: Expr, size: int) -> tuple[Expr, Expr]:
         """`expr` as (its first `size` units, the rest); both are live views: pruning them prunes `expr`."""
@@ -320,7 +333,9 @@ def _factors(expr: Expr) -> tuple[Expr, ...]:
 
 
 def _common_inner(fa: tuple[Expr, ...], fb: tuple[Expr, ...]) -> int:
-    """The size of the largest inner block that both factor lists can be cut at with the fewest new factors; 0 if there is none."""
+    """The size of the largest inner block that both factor lists can be cut at with the fewest new factors; 0 if there
+    is none.
+    """
     p, q = fa[-1].size, fb[-1].size
     if p % q == 0 or q % p == 0:
         return min(p, q)
@@ -365,9 +380,11 @@ def spread(expr: Expr, units: Mapping[Dim, NDArray[Any]], combine: np.ufunc, def
 
 
 def gather(expr: Expr, values: NDArray[Any], reduce: Callable[..., NDArray[Any]]) -> dict[Dim, NDArray[Any]]:
-    """Per-index values of an axis, shape (size,), as per-unit values of each of its dims: `reduce` runs over the indices of a unit.
+    """Per-index values of an axis, shape (size,), as per-unit values of each of its dims: `reduce` runs over the
+    indices of a unit.
 
-    `reduce` is the `.reduce` of a ufunc (`np.add.reduce`, `np.logical_and.reduce`); repeated dims are reduced over their occurrences.
+    `reduce` is the `.reduce` of a ufunc (`np.add.reduce`, `np.logical_and.reduce`); repeated dims are reduced over
+    their occurrences.
     """
     found: dict[Dim, list[NDArray[Any]]] = {}
     _gather(resolve(expr), values, reduce, found)

@@ -1,7 +1,7 @@
 """Every error that onnxprune raises on purpose. One base class, so that a caller needs one `except`.
 
-`InputError` is the user's to mend (exit code 2), `GateError` says that the result is not good enough to keep (exit code 1);
-anything else that escapes is a bug of ours (exit code 3).
+`InputError` is the user's to mend (exit code 2), `GateError` says that the result is not good enough to keep (exit code
+1); anything else that escapes is a bug of ours (exit code 3).
 """
 
 
@@ -22,7 +22,9 @@ class GateError(OnnxPruneError):
 
 
 class Barrier(OnnxPruneError):
-    """Raised by a rule that cannot type its node; inference then freezes what the node touches. Never leaves the package."""
+    """Raised by a rule that cannot type its node; inference then freezes what the node touches. Never leaves the
+    package.
+    """
 
     def __init__(self, code: str, detail: str = "") -> None:
         super().__init__(detail or code)

@@ -1,7 +1,9 @@
-"""Small values of a graph, computed in NumPy: what Shape, Gather, Concat and their like amount to once shapes are known.
+"""Small values of a graph, computed in NumPy: what Shape, Gather, Concat and their like amount to once shapes are
+known.
 
-One table row per operator that shape arithmetic is made of; anything else goes to onnx's reference implementation, which is right but
-slow to start. Only cheap, deterministic nodes are evaluated here; weights are folded elsewhere (`passes/fold_constants.py`).
+One table row per operator that shape arithmetic is made of; anything else goes to onnx's reference implementation,
+which is right but slow to start. Only cheap, deterministic nodes are evaluated here; weights are folded elsewhere
+(`passes/fold_constants.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +20,25 @@ Array = NDArray[Any]
 Inputs = Sequence[Array | None]
 MAX_ELEMENTS = 1 << 20  # larger values are left to run time
 OPAQUE = frozenset(
-    """RandomNormal RandomNormalLike RandomUniform RandomUniformLike Bernoulli Multinomial Dropout If Loop Scan SequenceMap
-    DequantizeLinear QuantizeLinear DynamicQuantizeLinear Optional OptionalGetElement OptionalHasElement""".split()
+    [
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Bernoulli",
+        "Multinomial",
+        "Dropout",
+        "If",
+        "Loop",
+        "Scan",
+        "SequenceMap",
+        "DequantizeLinear",
+        "QuantizeLinear",
+        "DynamicQuantizeLinear",
+        "Optional",
+        "OptionalGetElement",
+        "OptionalHasElement",
+    ]
 )
 
 
@@ -40,7 +59,8 @@ def _reference(node: NodeProto, inputs: Inputs, opset: int) -> list[Array] | Non
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     feeds = dict(zip(names, [a for a in inputs if a is not None], strict=True))
     made = ReferenceEvaluator(model).run(None, feeds)
-    return list(made) if all(isinstance(a, np.ndarray) for a in made) else None
+    arrays = [a for a in made if isinstance(a, np.ndarray)]
+    return arrays if len(arrays) == len(list(made)) else None
 
 
 def _info(name: str) -> Any:
@@ -49,7 +69,7 @@ def _info(name: str) -> Any:
 
 def _ints(inputs: Inputs, attrs: dict[str, Any], name: str, at: int) -> list[int] | None:
     if name in attrs:
-        return list(attrs[name])
+        return [int(v) for v in attrs[name]]
     value = inputs[at] if len(inputs) > at else None
     return None if value is None else [int(v) for v in value.reshape(-1)]
 
@@ -141,9 +161,9 @@ def _reduce(fn: Callable[..., Any]) -> Callable[[Inputs, dict[str, Any]], Array]
         if axes == [] or (axes is None and attrs.get("noop_with_empty_axes")):
             axes = None if not attrs.get("noop_with_empty_axes") else []
         data = _data(inputs)
-        return np.asarray(fn(data, axis=None if axes is None else tuple(axes), keepdims=bool(attrs.get("keepdims", 1)))).astype(
-            data.dtype
-        )
+        return np.asarray(
+            fn(data, axis=None if axes is None else tuple(axes), keepdims=bool(attrs.get("keepdims", 1)))
+        ).astype(data.dtype)
 
     return run
 

@@ -1,9 +1,10 @@
 """Files, bytes, ModelProtos and graphsurgeon graphs in; one `Graph` out - and back, with nothing lost.
 
-A `Graph` is a thin, persistent view of a ModelProto: the node list, the initialisers by name, and the `shell` (everything else, as it
-was read). Nodes and tensors are never changed in place; a pass makes new ones and calls `graph.replace(...)`. What no pass touches is
-therefore written back exactly as it came: metadata_props, doc strings, opset imports, functions, annotations.
-graphsurgeon is understood at the door, but not used inside: its import drops metadata_props, value_info and doc strings.
+A `Graph` is a thin, persistent view of a ModelProto: the node list, the initialisers by name, and the `shell`
+(everything else, as it was read). Nodes and tensors are never changed in place; a pass makes new ones and calls
+`graph.replace(...)`. What no pass touches is therefore written back exactly as it came: metadata_props, doc strings,
+opset imports, functions, annotations. graphsurgeon is understood at the door, but not used inside: its import drops
+metadata_props, value_info and doc strings.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Graph:
 
     @cached_property
     def consumers(self) -> dict[str, list[tuple[int, int]]]:
-        """(node index, input index) of every use of each tensor; input index -1 for a capture by a body of control flow."""
+        """(node index, input index) of every use of each tensor; input index -1 for a capture by a body of control
+        flow.
+        """
         found: dict[str, list[tuple[int, int]]] = {}
         for i, node in enumerate(self.nodes):
             for j, name in enumerate(node.input):
@@ -127,8 +130,8 @@ class Graph:
 
     def size_bytes(self) -> int:
         """Size of the model as one file, to within the few bytes of protobuf's length fields."""
-        parts = [*self.nodes, *self.tensors.values()]
-        return int(self.shell.ByteSize() + sum(p.ByteSize() + 4 for p in parts))
+        nodes, tensors = (sum(p.ByteSize() + 4 for p in parts) for parts in (self.nodes, self.tensors.values()))
+        return int(self.shell.ByteSize() + nodes + tensors)
 
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
@@ -158,7 +161,9 @@ def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
 
 
 def load(model: ModelLike) -> Graph:
-    """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph. Raises InputError with what is wrong and what to do."""
+    """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph. Raises InputError with what is wrong and
+    what to do.
+    """
     proto = _read(model)
     if not proto.graph.node and not proto.graph.output:
         raise InputError("not an ONNX model: it has no graph")
@@ -168,7 +173,7 @@ def load(model: ModelLike) -> Graph:
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and opset.version > newest:
             raise InputError(
-                f"the model uses opset {opset.version}, the installed onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
+                f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
     graph = from_proto(proto)
     check_structure(graph)
@@ -185,8 +190,11 @@ def _read(model: ModelLike) -> ModelProto:
     if type(model).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
-        return gs.export_onnx(model)
-    raise InputError(f"cannot read a model from a {type(model).__name__}: give a path, bytes, ModelProto or graphsurgeon graph")
+        exported: ModelProto = gs.export_onnx(model)
+        return exported
+    raise InputError(
+        f"cannot read a model from a {type(model).__name__}: give a path, bytes, ModelProto or graphsurgeon graph"
+    )
 
 
 def _read_file(path: Path) -> ModelProto:
@@ -211,7 +219,7 @@ def _read_file(path: Path) -> ModelProto:
 
 def _parse(data: bytes, origin: str) -> ModelProto:
     try:
-        model = ModelProto.FromString(data)
+        model: ModelProto = ModelProto.FromString(data)
     except DecodeError as error:
         raise InputError(f"{origin} is not an ONNX model, or is truncated: {error}") from error
     if not model.ir_version:
@@ -237,7 +245,9 @@ def check_structure(graph: Graph) -> None:
 
 
 def _dangling(graph: Graph, index: int, name: str) -> str:
-    flow = nx.DiGraph((graph.producer[n], i) for i, node in enumerate(graph.nodes) for n in node.input if n in graph.producer)
+    flow = nx.DiGraph(
+        (graph.producer[n], i) for i, node in enumerate(graph.nodes) for n in node.input if n in graph.producer
+    )
     where = f"input {name!r} of {describe(graph.nodes[index], index)}"
     if not nx.is_directed_acyclic_graph(flow):
         ring = " -> ".join(describe(graph.nodes[a], a) for a, _ in nx.find_cycle(flow))
@@ -279,7 +289,8 @@ def constant_value(node: NodeProto) -> TensorProto | None:
     if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
         return None
     if attribute.name == "value":
-        return attribute.t
+        value: TensorProto = attribute.t
+        return value
     kind = np.float32 if "float" in attribute.name else np.int64
     return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind), node.output[0])
 
@@ -305,19 +316,25 @@ def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 
 def outline(graph: Graph) -> str:
-    """One stable text of a graph: inputs, constants with shapes, nodes with attributes, outputs. For tests, hashes and diffs."""
+    """One stable text of a graph: inputs, constants with shapes, nodes with attributes, outputs. For tests, hashes and
+    diffs.
+    """
     lines = [f"in {i.name}: {_type_text(i.type)}" for i in graph.inputs]
-    lines += [f"const {n}: {TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}" for n, t in graph.tensors.items()]
+    lines += [
+        f"const {n}: {TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}" for n, t in graph.tensors.items()
+    ]
     for node in graph.nodes:
         attrs = ", ".join(sorted(_attribute_text(a) for a in node.attribute))
-        lines.append(f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" + (f" {{{attrs}}}" if attrs else ""))
+        lines.append(
+            f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" + (f" {{{attrs}}}" if attrs else "")
+        )
     return "\n".join(lines + [f"out {o.name}: {_type_text(o.type)}" for o in graph.outputs])
 
 
 def _attribute_text(a: AttributeProto) -> str:
     if a.type == AttributeProto.TENSOR:
         return f"{a.name}={TensorProto.DataType.Name(a.t.data_type).lower()}{list(a.t.dims)}"
-    return helper.printable_attribute(a)
+    return str(helper.printable_attribute(a))
 
 
 def _type_text(kind: onnx.TypeProto) -> str:

@@ -1,10 +1,12 @@
 """Dimension inference: one walk over the nodes, one rule call each, types every axis of the graph.
 
     activations   one list of axes per tensor, made by its producer's rule
-    constants     one list of axes per *use*: exporters share equal initialisers, and what is tied by accident is not tied.
+    constants     one list of axes per *use*: exporters share equal initialisers, and what is tied by accident is not
+    tied.
                   Weights shared by several products (embedding and head) are tied afterwards.
 
-Whatever a rule does not ask for is frozen, as are graph inputs and outputs, what control flow captures, and sizes that vary.
+Whatever a rule does not ask for is frozen, as are graph inputs and outputs, what control flow captures, and sizes that
+vary.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Place:
 
 @dataclass(frozen=True)
 class DimInfo:
-    """A dim as people see it. `name`: the tensor and axis where it is first found; `kind`: what its units are called."""
+    """A dim as people see it. `name`: the tensor and axis where it is first found; `kind`: what its units are
+    called.
+    """
 
     dim: Dim
     name: str
@@ -82,7 +86,9 @@ class TypedGraph:
 
     @cached_property
     def dims(self) -> tuple[DimInfo, ...]:
-        """Every dim of two or more units that a constant carries or an operator makes, frozen ones included, in order of appearance."""
+        """Every dim of two or more units that a constant carries or an operator makes, frozen ones included, in order
+        of appearance.
+        """
         from onnxprune.naming import name_dims
 
         return name_dims(self)
@@ -172,13 +178,17 @@ def _close_inputs(graph: Graph, node: Node) -> None:
 
 
 def _verify(facts: Trace, node: Node) -> None:
-    """The axes that the rule made must have the traced sizes; a wrong rule, or a graph that does not fit its inputs, is a barrier."""
+    """The axes that the rule made must have the traced sizes; a wrong rule, or a graph that does not fit its inputs, is
+    a barrier.
+    """
     for name, made in zip(node.proto.output, node.signature.outputs, strict=True):
         shape = facts.shapes.get(name)
         if name and shape is None:
             raise Barrier("shape-unknown", f"output {name!r}")
         if made is not None and tuple(e.size for e in made) != shape:
-            raise Barrier("rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}")
+            raise Barrier(
+                "rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}"
+            )
 
 
 def _close_outputs(facts: Trace, node: Node, axes: dict[str, Axes]) -> None:

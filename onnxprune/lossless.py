@@ -1,8 +1,9 @@
 """Which units can go without any effect.
 
-A unit may go if, wherever it is summed over, what it adds to the *remaining* units is zero: its activation is constantly zero there, or the
-weights that read it are. All candidates are assumed to go together; each one found to matter is put back, until nothing changes. What is left
-is the largest set that can go at once. Units under statistics (LayerNorm, means, maxima) always matter: they change the others' values.
+A unit may go if, wherever it is summed over, what it adds to the *remaining* units is zero: its activation is
+constantly zero there, or the weights that read it are. All candidates are assumed to go together; each one found to
+matter is put back, until nothing changes. What is left is the largest set that can go at once. Units under statistics
+(LayerNorm, means, maxima) always matter: they change the others' values.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def removable(typed: TypedGraph, candidates: set[Dim], step: int = 1) -> dict[Dim, Mask]:
-    """True for units that can go, shape (d.size,) for each candidate; the number that stays is a positive multiple of `step`, or all."""
+    """True for units that can go, shape (d.size,) for each candidate; the number that stays is a positive multiple of
+    `step`, or all.
+    """
     constancy = Constancy(typed)
     gone = {d: np.ones(d.size, bool) for d in candidates}
     checks = [
@@ -35,7 +38,9 @@ def removable(typed: TypedGraph, candidates: set[Dim], step: int = 1) -> dict[Di
             if not any(gone[d].any() for d in dims):
                 continue
             free = _unread(typed, constancy, i, read, kept)
-            for d, ok in gather((typed.signatures[i].inputs[read.input] or [])[read.axis], free, np.logical_and.reduce).items():
+            for d, ok in gather(
+                (typed.signatures[i].inputs[read.input] or [])[read.axis], free, np.logical_and.reduce
+            ).items():
                 if d in dims and (gone[d] & ~ok).any():
                     gone[d] = gone[d] & ok
                     kept[d] = ~gone[d]

@@ -1,8 +1,9 @@
 """Passes and the manager that runs them.
 
-A pass is a frozen dataclass in a file of its own: `name` is its pipeline text, its fields are its options, `run` maps a graph to a graph.
-The manager threads the graph, caches analyses until a pass modifies it, times every pass and, with `verify_each`, has the result checked by
-onnx and loaded by ONNX Runtime after each. A pipeline is text: `fold-constants,remove-dead,prune(ratio=0.5),remove-dead`.
+A pass is a frozen dataclass in a file of its own: `name` is its pipeline text, its fields are its options, `run` maps a
+graph to a graph. The manager threads the graph, caches analyses until a pass modifies it, times every pass and, with
+`verify_each`, has the result checked by onnx and loaded by ONNX Runtime after each. A pipeline is text:
+`fold-constants,remove-dead,prune(ratio=0.5),remove-dead`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Cut:
 
 @dataclass
 class State:
-    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, and the cuts made."""
+    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, and the
+    cuts made.
+    """
 
     graph: Graph
     shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -131,7 +134,9 @@ def parse(text: str, known: Sequence[type[Any]]) -> tuple[Pass, ...]:
     while position < len(text):
         match = step.match(text, position)
         if match is None:
-            raise InputError(f"cannot read the pipeline at {text[position:]!r}: write names like `fold-constants,prune(ratio=0.5)`")
+            raise InputError(
+                f"cannot read the pipeline at {text[position:]!r}: write names like `fold-constants,prune(ratio=0.5)`"
+            )
         name, options = match.group(1), match.group(2) or ""
         if name not in by_name:
             raise InputError(f"unknown pass {name!r}: choose from {', '.join(sorted(by_name))}")

@@ -1,7 +1,7 @@
 """Names and kinds for dims: what `inspect` prints, patterns match and plans are saved under.
 
-A dim is named after the first weight that carries it, `tensor:axis`, with its place among the factors where an axis has several.
-Names depend on the graph alone, so a plan saved for a file can be applied to it later.
+A dim is named after the first weight that carries it, `tensor:axis`, with its place among the factors where an axis has
+several. Names depend on the graph alone, so a plan saved for a file can be applied to it later.
 """
 
 from __future__ import annotations

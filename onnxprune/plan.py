@@ -1,9 +1,10 @@
-"""Deciding what to remove: budgets and scores in, a Plan out. A Plan is data: it prints, saves, and is the only bridge to surgery.
+"""Deciding what to remove: budgets and scores in, a Plan out. A Plan is data: it prints, saves, and is the only bridge
+to surgery.
 
-    ratio, local    floor(r * n) of the n units of every dim
-    ratio, global   floor(r * N) of all units, the least important by score over the dim's mean score
-    macs, params    the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
-    lossless        what `lossless` proves to be without effect
+ratio, local    floor(r * n) of the n units of every dim
+ratio, global   floor(r * N) of all units, the least important by score over the dim's mean score
+macs, params    the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
+lossless        what `lossless` proves to be without effect
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to remove: exactly one of ratio, macs, params (fractions between 0 and 1) and lossless; and how to choose."""
+    """How much to remove: exactly one of ratio, macs, params (fractions between 0 and 1) and lossless; and how to
+    choose.
+    """
 
     ratio: float | None = None
     macs: float | None = None
@@ -44,7 +47,9 @@ class Budget:
     def __post_init__(self) -> None:
         given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None] + ["lossless"] * self.lossless
         if len(given) != 1:
-            raise InputError(f"give exactly one budget of ratio, macs, params, lossless; got {', '.join(given) or 'none'}")
+            raise InputError(
+                f"give exactly one budget of ratio, macs, params, lossless; got {', '.join(given) or 'none'}"
+            )
         for name in given:
             value = getattr(self, name)
             if name != "lossless" and not (isinstance(value, (int, float)) and 0 < value < 1):
@@ -107,7 +112,9 @@ def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
     for name, mask in plan.keep.items():
         info = known.get(name)
         if info is None:
-            raise InputError(f"the plan cuts {name!r}, which this model does not have or does not allow: was it made for another file?")
+            raise InputError(
+                f"the plan cuts {name!r}, which is no prunable dim of this model: was it made for another file?"
+            )
         if info.dim.size != mask.size:
             raise InputError(f"the plan has {mask.size} units for {name!r}, the model {info.dim.size}")
         if not mask.any():
@@ -128,16 +135,22 @@ def make_plan(typed: TypedGraph, budget: Budget, model: str = "") -> Plan:
         keep = _by_score(typed, budget, infos)
         for d, mask in keep.items():
             if mask.all():
-                refused.append((infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {budget.round_to})"))
+                refused.append(
+                    (infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {budget.round_to})")
+                )
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
 
 
-def select(prunable: Sequence[DimInfo], include: Iterable[str], exclude: Iterable[str], known: Sequence[DimInfo]) -> list[DimInfo]:
+def select(
+    prunable: Sequence[DimInfo], include: Iterable[str], exclude: Iterable[str], known: Sequence[DimInfo]
+) -> list[DimInfo]:
     """Dims that match some include pattern (all, if there is none) and no exclude pattern, in order."""
     for pattern in (*include, *exclude):
         if not any(matches(d, pattern) for d in known):
-            raise InputError(f"pattern {pattern!r} matches no dim, node or tensor: see `onnxprune inspect` for their names")
+            raise InputError(
+                f"pattern {pattern!r} matches no dim, node or tensor: see `onnxprune inspect` for their names"
+            )
     picked = [d for d in prunable if not include or any(matches(d, p) for p in include)]
     return [d for d in picked if not any(matches(d, p) for p in exclude)]
 
@@ -161,7 +174,9 @@ def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> d
     if budget.ratio is not None:
         return masks(budget.ratio)
     poly, wanted, name = (
-        (cost.macs(typed), budget.macs, "MACs") if budget.macs is not None else (cost.params(typed), budget.params, "parameters")
+        (cost.macs(typed), budget.macs, "MACs")
+        if budget.macs is not None
+        else (cost.params(typed), budget.params, "parameters")
     )
     assert wanted is not None
     return masks(_solve(poly, wanted, name, counts))
@@ -191,7 +206,9 @@ def _counter(scores: Scores, dims: list[Dim], budget: Budget) -> Callable[[float
 
 
 def _rounded(size: int, gone: int, step: int) -> int:
-    """How many units may go so that the rest is a multiple of `step`, and at least `step` (or all, where the dim is smaller)."""
+    """How many units may go so that the rest is a multiple of `step`, and at least `step` (or all, where the dim is
+    smaller).
+    """
     kept = max(1, size - gone)
     return size - min(size, math.ceil(kept / step) * step)
 
@@ -206,7 +223,9 @@ def _solve(poly: cost.Polynomial, wanted: float, name: str, counts: Callable[[fl
     if not whole:
         raise InputError(f"the model has no {name} to save")
     if at(1.0) > wanted * whole:
-        raise InputError(f"{wanted:.3g} of the {name} cannot be reached: with one unit left in every dim {at(1.0) / whole:.3g} remain")
+        raise InputError(
+            f"{wanted:.3g} of the {name} cannot be reached: one unit in every dim still leaves {at(1.0) / whole:.3g}"
+        )
     low, high = 0.0, 1.0
     for _ in range(20):
         mid = (low + high) / 2

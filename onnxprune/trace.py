@@ -1,9 +1,10 @@
-"""What is known of every tensor before anything runs: concrete shape, element type, small values - and which of it may vary.
+"""What is known of every tensor before anything runs: concrete shape, element type, small values - and which of it may
+vary.
 
-One walk over the nodes at a concrete binding of the symbolic sizes: values where all inputs are known (`evaluate`), shapes by onnx's own
-per-node inference otherwise. A second walk at another binding tells what is dynamic: a size or a value that differs. A stale `value_info` is
-never read. Shapes that inference cannot tell (contrib operators, data-dependent sizes) come from one ONNX Runtime run, and are only
-asked for when there are any.
+One walk over the nodes at a concrete binding of the symbolic sizes: values where all inputs are known (`evaluate`),
+shapes by onnx's own per-node inference otherwise. A second walk at another binding tells what is dynamic: a size or a
+value that differs. A stale `value_info` is never read. Shapes that inference cannot tell (contrib operators,
+data-dependent sizes) come from one ONNX Runtime run, and are only asked for when there are any.
 """
 
 from __future__ import annotations
@@ -25,10 +26,24 @@ from onnxprune.graph import FLOATS, Graph, attributes
 Shape = tuple[int, ...]
 Feeds = dict[str, NDArray[Any]]
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
-# Sizes tried for symbolic axes, two bindings each. Odd primes first: sizes that share factors with channel counts could align by accident.
+# Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
 BATCH_SIZES = (2, 3)
-LENGTH_SIZES = ((11, 13), (16, 24), (32, 48), (64, 80), (128, 160), (256, 288), (512, 544), (8, 12), (10, 14), (20, 28), (7, 9),
-                (5, 6), (100, 120), (1, 1))
+LENGTH_SIZES = (
+    (11, 13),
+    (16, 24),
+    (32, 48),
+    (64, 80),
+    (128, 160),
+    (256, 288),
+    (512, 544),
+    (8, 12),
+    (10, 14),
+    (20, 28),
+    (7, 9),
+    (5, 6),
+    (100, 120),
+    (1, 1),
+)
 IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
 
 
@@ -79,7 +94,9 @@ class Trace:
 
 
 def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
-    """Walk `graph` at two bindings; `shapes` are input shapes known from data. Raises InputError if no binding works."""
+    """Walk `graph` at two bindings; `shapes` are input shapes known from data. Raises InputError if no binding
+    works.
+    """
     first, second, facts = min(_attempts(graph, shapes or {}), key=lambda a: len(a[2].failed))
     complete(graph, first, facts)
     other = facts
@@ -134,13 +151,17 @@ def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding
             dims = value.type.tensor_type.shape.dim
             picked = [_pick(value.name, axis, len(dims), dim, attempt, sizes) for axis, dim in enumerate(dims)]
             if value.name in known:
-                picked = [(n, n if a == b else n + (b - a)) for n, (a, b) in zip(known[value.name], picked, strict=False)]
+                picked = [
+                    (n, n if a == b else n + (b - a)) for n, (a, b) in zip(known[value.name], picked, strict=False)
+                ]
             for k in (0, 1):
                 pair[k][value.name] = tuple(p[k] for p in picked)
         yield Binding(pair[0]), Binding(pair[1])
 
 
-def _pick(name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+def _pick(
+    name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]]
+) -> tuple[int, int]:
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return dim.dim_value, dim.dim_value
     if axis == 0:
@@ -151,8 +172,19 @@ def _pick(name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[s
     return sizes.setdefault(dim.dim_param or f"{name}.{axis}", picked)
 
 
+def batch_size(graph: Graph, binding: Binding) -> int:
+    """The traced size of a batch axis that is free and first in every input, else 1: what per-sample figures are
+    divided by.
+    """
+    firsts = {binding.shapes[v.name][0] for v in graph.inputs if binding.shapes[v.name]}
+    free = all(v.type.tensor_type.shape.dim and not v.type.tensor_type.shape.dim[0].dim_value for v in graph.inputs)
+    return firsts.pop() if free and len(firsts) == 1 else 1
+
+
 def walk(graph: Graph, binding: Binding) -> Walk:
-    """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in `failed`."""
+    """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
+    `failed`.
+    """
     facts = Walk()
     for value in graph.shell.graph.input:
         facts.types[value.name] = _bound(value.type, binding.shapes.get(value.name))
@@ -188,7 +220,9 @@ def _by_value(graph: Graph, node: NodeProto, facts: Walk) -> bool:
     if _output_elements(node, facts) > MAX_ELEMENTS:
         return False
     try:
-        made = evaluate(node, [facts.values[n] if n else None for n in node.input], attributes(node), graph.opsets.get("", 1))
+        made = evaluate(
+            node, [facts.values[n] if n else None for n in node.input], attributes(node), graph.opsets.get("", 1)
+        )
     except Exception:  # an operator or type beyond the evaluator; shape inference still has its say
         return False
     return made is not None and _know(facts, node, made)
@@ -221,7 +255,11 @@ def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
     data = {n: _operand(facts.values[n]) for n in names if n in facts.values and _small(facts.values[n])}
     try:
         found = shape_inference.infer_node_outputs(
-            schema, node, {n: facts.types[n] for n in names}, data, opset_imports=graph.shell.opset_import,
+            schema,
+            node,
+            {n: facts.types[n] for n in names},
+            data,
+            opset_imports=graph.shell.opset_import,
             ir_version=graph.shell.ir_version,
         )
     except Exception:  # onnx raises InferenceError, ValueError, RuntimeError for one thing: it cannot tell
@@ -243,7 +281,9 @@ def _operand(value: NDArray[Any]) -> TensorProto:
 
 
 def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
-    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them. Quietly leaves what does not run."""
+    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them. Quietly leaves what does
+    not run.
+    """
     if not facts.failed:
         return
     unknown = [n for node in graph.nodes for n in node.output if n and facts.shape(n) is None]
@@ -298,7 +338,9 @@ def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
 
 
 def _index_limit(graph: Graph, name: str) -> int:
-    """One more than the largest valid index, if the input is used as one (through casts and reshapes); else 2, drawing zeros and ones."""
+    """One more than the largest valid index, if the input is used as one (through casts and reshapes); else 2, drawing
+    zeros and ones.
+    """
     limit, todo, seen = 0, [name], {name}
     while todo:
         for i, j in graph.consumers.get(todo.pop(), []):
@@ -307,7 +349,10 @@ def _index_limit(graph: Graph, name: str) -> int:
                 dims = graph.constants[node.input[0]].dims
                 length = dims[attributes(node).get("axis", 0)]
                 limit = min(limit, length) if limit else length
-            elif node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose") and j == 0:
+            elif (
+                node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+                and j == 0
+            ):
                 todo.extend(n for n in node.output if n not in seen)
                 seen.update(node.output)
     return limit or 2

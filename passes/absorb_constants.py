@@ -1,7 +1,9 @@
-"""A unit that always holds the constant c adds W[:, u] * c to what reads it: put that into the bias and zero the weights.
+"""A unit that always holds the constant c adds W[:, u] * c to what reads it: put that into the bias and zero the
+weights.
 
-Exact, and the unit is then unread, so that lossless pruning can take it. Done where the product has no padding: Gemm, MatMul, and Conv whose
-windows never leave the image. Weights that several nodes share are copied for the one that changes.
+Exact, and the unit is then unread, so that lossless pruning can take it. Done where the product has no padding: Gemm,
+MatMul, and Conv whose windows never leave the image. Weights that several nodes share are copied for the one that
+changes.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, 
 
 
 def _constants(values: dict[Dim, NDArray[np.float64]], axis: Expr) -> NDArray[np.float64]:
-    """Per index of an axis the non-zero constant that it holds, 0 where it holds none. An index of a product is constant if either unit is."""
+    """Per index of an axis the non-zero constant that it holds, 0 where it holds none. An index of a product is
+    constant if either unit is.
+    """
     known = {d: v for d, v in values.items() if d in set(atoms(axis))}
     return np.nan_to_num(spread(axis, known, np.fmax, np.nan).astype(np.float64))
 
@@ -71,12 +75,25 @@ def _exact(typed: TypedGraph, node: NodeProto) -> bool:
     attrs = attributes(node)
     padded = any(attrs.get("pads", [])) or attrs.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
     biased = len(node.input) > 2 and node.input[2] != ""
-    plain = not biased or (node.input[2] in typed.graph.constants and len(typed.graph.constants[node.input[2]].dims) == 1)
-    return not padded and attrs.get("group", 1) == 1 and attrs.get("beta", 1.0) == 1.0 and not attrs.get("transA", 0) and plain
+    plain = not biased or (
+        node.input[2] in typed.graph.constants and len(typed.graph.constants[node.input[2]].dims) == 1
+    )
+    return (
+        not padded
+        and attrs.get("group", 1) == 1
+        and attrs.get("beta", 1.0) == 1.0
+        and not attrs.get("transA", 0)
+        and plain
+    )
 
 
 def _with_bias(
-    typed: TypedGraph, node: NodeProto, weight: str, extra: NDArray[np.float64], kind: Any, tensors: dict[str, TensorProto]
+    typed: TypedGraph,
+    node: NodeProto,
+    weight: str,
+    extra: NDArray[np.float64],
+    kind: Any,
+    tensors: dict[str, TensorProto],
 ) -> list[NodeProto]:
     made = NodeProto()
     made.CopyFrom(node)
@@ -85,7 +102,10 @@ def _with_bias(
         raw = f"{node.output[0]}.unbiased"
         made.output[0] = raw
         bias = _store(tensors, typed, f"{node.output[0]}.absorbed", extra.astype(kind))
-        return [made, helper.make_node("Add", [raw, bias], [node.output[0]], name=f"{node.name or node.output[0]}.absorbed")]
+        return [
+            made,
+            helper.make_node("Add", [raw, bias], [node.output[0]], name=f"{node.name or node.output[0]}.absorbed"),
+        ]
     old = typed.graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(extra.shape)
     bias = _store(tensors, typed, f"{node.output[0]}.absorbed", (old + extra).astype(kind))
     del made.input[2:]

@@ -1,8 +1,9 @@
 """What does not depend on the inputs is computed once and stored.
 
-Two sources: values that the trace knows to be the same in every run (shape arithmetic, numbers derived from static sizes - which fixes them to
-their original values before any surgery), and nodes over constants only, computed together by ONNX Runtime. Left alone: nodes that would store
-more than they save (an Expand of a broadcast constant, a second copy of a shared weight), random ones, and dequantisation.
+Two sources: values that the trace knows to be the same in every run (shape arithmetic, numbers derived from static
+sizes - which fixes them to their original values before any surgery), and nodes over constants only, computed together
+by ONNX Runtime. Left alone: nodes that would store more than they save (an Expand of a broadcast constant, a second
+copy of a shared weight), random ones, and dequantisation.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ class FoldConstants:
         values |= _computed(graph, values, state)
         if not values:
             return graph
-        needed = {name for node in graph.nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
-        nodes = [n for n in graph.nodes if n.op_type == "Constant" or any(o in needed and o not in values for o in n.output)]
+        needed = {name for node in graph.nodes for name in [*node.input, *captured(node)]} | {
+            o.name for o in graph.outputs
+        }
+        nodes = [
+            n for n in graph.nodes if n.op_type == "Constant" or any(o in needed and o not in values for o in n.output)
+        ]
         used = {name for node in nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
         stored = {n: tensor(n, a) for n, a in values.items() if n in used}
         made = {o for node in nodes for o in node.output}
@@ -47,7 +52,9 @@ class FoldConstants:
 
 
 def _without_aliases(graph: Graph) -> Graph:
-    """Uses of `Identity(constant)` read the constant: exporters write shared weights that way, and a copy would untie them."""
+    """Uses of `Identity(constant)` read the constant: exporters write shared weights that way, and a copy would untie
+    them.
+    """
     outputs = {o.name for o in graph.outputs}
     alias: dict[str, str] = {}
     for node in graph.nodes:
@@ -97,8 +104,8 @@ def _computed(graph: Graph, known: dict[str, NDArray[Any]], state: State) -> dic
 
 
 class _Regions:
-    """Connected groups of nodes over constants only. A group is folded whole if that stores no more than it frees; else node by node,
-    as long as no single node makes more than it takes from constants of its own."""
+    """Connected groups of nodes over constants only. A group is folded whole if that stores no more than it frees; else
+    node by node, as long as no single node makes more than it takes from constants of its own."""
 
     def __init__(self, graph: Graph, known: dict[str, NDArray[Any]], state: State) -> None:
         self.graph, self.shapes = graph, state.facts.shapes
@@ -113,7 +120,11 @@ class _Regions:
 
     def _computable(self, node: NodeProto) -> bool:
         plain = node.domain in ("", "ai.onnx") and node.op_type not in OPAQUE and len(node.input) > 0
-        return plain and all(n in self.fixed or not n for n in node.input) and all(o in self.shapes for o in node.output if o)
+        return (
+            plain
+            and all(n in self.fixed or not n for n in node.input)
+            and all(o in self.shapes for o in node.output if o)
+        )
 
     def size(self, name: str) -> int:
         return prod(self.shapes.get(name, ()))
@@ -146,7 +157,10 @@ class _Regions:
         chosen: set[int] = set()
         for i in sorted(region):
             node = self.graph.nodes[i]
-            ready = all(self.graph.producer.get(n, -1) in chosen or self.graph.producer.get(n, -1) not in region for n in node.input)
+            ready = all(
+                self.graph.producer.get(n, -1) in chosen or self.graph.producer.get(n, -1) not in region
+                for n in node.input
+            )
             size, given = (sum(self.size(n) for n in names if n) for names in (node.output, node.input))
             shared = any(len(self.graph.consumers.get(n, [])) > 1 and self.size(n) > SMALL_ELEMENTS for n in node.input)
             part = node.op_type in ("Slice", "Split", "Gather")
@@ -155,7 +169,9 @@ class _Regions:
         return chosen
 
 
-def _evaluate(graph: Graph, nodes: list[NodeProto], known: dict[str, NDArray[Any]], wanted: Iterable[str]) -> dict[str, NDArray[Any]]:
+def _evaluate(
+    graph: Graph, nodes: list[NodeProto], known: dict[str, NDArray[Any]], wanted: Iterable[str]
+) -> dict[str, NDArray[Any]]:
     names = {n for node in nodes for n in node.input if n} - {o for node in nodes for o in node.output}
     model = ModelProto(ir_version=max(graph.shell.ir_version, 4), opset_import=graph.shell.opset_import)
     model.graph.name = "constants"

@@ -1,8 +1,9 @@
 """Surgery: a plan's masks become smaller constants, new attributes and new shape operands.
 
-All numbers come from the typed graph: a constant is sliced along each axis by the kept indices of that axis' expression, an `Edit` is evaluated
-anew. Two rules keep run-time shape arithmetic right: Shape and Size of a pruned tensor are corrected to tell the original sizes, and
-an operand that is computed at run time is scaled where it is used. Uses of a constant that are cut differently get constants of their own.
+All numbers come from the typed graph: a constant is sliced along each axis by the kept indices of that axis'
+expression, an `Edit` is evaluated anew. Two rules keep run-time shape arithmetic right: Shape and Size of a pruned
+tensor are corrected to tell the original sizes, and an operand that is computed at run time is scaled where it is used.
+Uses of a constant that are cut differently get constants of their own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 
 @dataclass(frozen=True)
 class Prune:
-    """Remove what the plan says. Without options the plan or budget of the call is used; options state a budget of their own."""
+    """Remove what the plan says. Without options the plan or budget of the call is used; options state a budget of
+    their own.
+    """
 
     ratio: float | None = None
     macs: float | None = None
@@ -91,7 +94,11 @@ class _Surgeon:
         for use in uses:
             key = b"|".join(np.packbits(self.kept(e)).tobytes() for e in use.axes)
             groups.setdefault(key, []).append(use)
-        whole = len(groups) == 1 and len(uses) == len(self.graph.consumers[name]) and name not in {o.name for o in self.graph.outputs}
+        whole = (
+            len(groups) == 1
+            and len(uses) == len(self.graph.consumers[name])
+            and name not in {o.name for o in self.graph.outputs}
+        )
         for group in groups.values():
             masks = [self.kept(e) for e in group[0].axes]
             if all(m.all() for m in masks):
@@ -141,8 +148,10 @@ class _Surgeon:
                 left = np.flatnonzero(self.kept(edit.expr))
                 attrs |= {edit.target: edit.choices[left[0]]} if left.size == 1 else {}
                 continue
-            old, new = self._numbers(edit)
-            if old == new and all(self.kept(e).all() for e in edit.when):
+            old, new = self._numbers(edit, _is_given(node, edit.target))
+            if all(n is None or n == o for o, n in zip(old, new, strict=True)) and all(
+                self.kept(e).all() for e in edit.when
+            ):
                 continue
             drop += edit.drop
             if isinstance(edit.target, str):
@@ -153,20 +162,19 @@ class _Surgeon:
             return node
         return _rewrite(node, inputs, attrs, drop)
 
-    def _numbers(self, edit: Edit) -> tuple[list[float | None], list[float | None]]:
-        """Entries before and after; None for those that stay."""
+    def _numbers(self, edit: Edit, given: bool) -> tuple[list[float | None], list[float | None]]:
+        """Entries before and after; None for those that stay: where numbers are `given`, axes that are not cut keep theirs (-1, a far end,
+        a size that varies)."""
         old: list[float | None] = []
         new: list[float | None] = []
         for e in edit.entries:
-            if isinstance(e, Bound):
-                old.append(e.position)
-                new.append(int(self.kept(e.expr)[: e.position].sum()))
-            elif e is None or isinstance(e, (int, float)):
+            if e is None or isinstance(e, (int, float)):
                 old.append(e)
                 new.append(e)
-            else:
-                old.append(e.size)
-                new.append(int(self.kept(e).sum()))
+                continue
+            mask, position = (self.kept(e.expr), e.position) if isinstance(e, Bound) else (self.kept(e), e.size)
+            old.append(position)
+            new.append(None if given and mask.all() else int(mask[:position].sum()))
         return old, new
 
     def _attribute(self, node: NodeProto, edit: Edit, new: list[float | None]) -> Any:
@@ -175,7 +183,9 @@ class _Surgeon:
         present = attributes(node).get(str(edit.target), new)
         return [p if n is None else n for p, n in zip(present, new, strict=True)]
 
-    def _operand(self, node: NodeProto, j: int, old: list[float | None], new: list[float | None], before: list[NodeProto]) -> str:
+    def _operand(
+        self, node: NodeProto, j: int, old: list[float | None], new: list[float | None], before: list[NodeProto]
+    ) -> str:
         """A new shape operand: a constant, or the run-time value scaled entry by entry."""
         present = node.input[j] if j < len(node.input) else ""
         if not present:
@@ -200,7 +210,9 @@ class _Surgeon:
             factors = np.array([1 if a is None or a == b else a for a, b in zip(entries, others, strict=True)], kind)
             factors = factors.reshape(()) if scalar else factors
             result = self._free(f"{name}.{op.lower()}")
-            nodes.append(helper.make_node(op, [name, self.constant(f"{name}.{op.lower()}", factors)], [result], name=result))
+            nodes.append(
+                helper.make_node(op, [name, self.constant(f"{name}.{op.lower()}", factors)], [result], name=result)
+            )
             name = result
         return name
 
@@ -243,7 +255,9 @@ class _Surgeon:
 
     # surroundings
     def _shell(self) -> ModelProto:
-        """`value_info` with the new sizes; entries for tensors that are not typed are dropped, their shapes may be stale."""
+        """`value_info` with the new sizes; entries for tensors that are not typed are dropped, their shapes may be
+        stale.
+        """
         shell = ModelProto()
         shell.CopyFrom(self.graph.shell)
         del shell.graph.value_info[:]
@@ -258,6 +272,12 @@ class _Surgeon:
                 if not mask.all() and dim.HasField("dim_value"):
                     dim.dim_value = int(mask.sum())
         return shell
+
+
+def _is_given(node: NodeProto, target: str | int) -> bool:
+    if isinstance(target, str):
+        return any(a.name == target for a in node.attribute)
+    return target < len(node.input) and node.input[target] != ""
 
 
 def _compress(array: NDArray[Any], mask: Mask, axis: int) -> NDArray[Any]:
@@ -276,4 +296,3 @@ def _rewrite(node: NodeProto, inputs: dict[int, str], attrs: dict[str, Any], dro
     del made.attribute[:]
     made.attribute.extend([*kept, *(helper.make_attribute(n, v) for n, v in attrs.items())])
     return made
-

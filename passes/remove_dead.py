@@ -1,4 +1,6 @@
-"""Nodes that no output needs go, and with them the initialisers and `value_info` entries that nothing names any more."""
+"""Nodes that no output needs go, and with them the initialisers and `value_info` entries that nothing names any
+more.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class RemoveDead:
         nodes = [node for i, node in enumerate(graph.nodes) if i in live]
         named = {n for node in nodes for n in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
         tensors = {n: t for n, t in graph.tensors.items() if n in named}
-        shell = _without_stale(graph.shell, named | {n for node in nodes for n in node.output}, set(graph.tensors) - set(tensors))
+        shell = _without_stale(
+            graph.shell, named | {n for node in nodes for n in node.output}, set(graph.tensors) - set(tensors)
+        )
         if len(nodes) == len(graph.nodes) and len(tensors) == len(graph.tensors) and shell is graph.shell:
             return graph
         return graph.replace(nodes, tensors, shell)

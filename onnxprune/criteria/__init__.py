@@ -1,4 +1,6 @@
-"""How much each unit matters: criteria by name. A criterion maps a typed graph and dims to scores per unit, larger for more important."""
+"""How much each unit matters: criteria by name. A criterion maps a typed graph and dims to scores per unit, larger for
+more important.
+"""
 
 from onnxprune.criteria.magnitude import Scores, l1, l2
 

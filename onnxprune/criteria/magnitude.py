@@ -1,7 +1,8 @@
 """Magnitude criteria: a unit matters as much as the weights that carry it, over all members of its dim.
 
-L1: sum of |w|; L2: square root of the sum of w^2 (Li et al. 2017, "Pruning filters for efficient convnets"; groups as in Fang et al. 2023,
-"DepGraph"). Constants that are added or multiplied entry by entry (biases, scales, masks) count only for dims that no weight carries.
+L1: sum of |w|; L2: square root of the sum of w^2 (Li et al. 2017, "Pruning filters for efficient convnets"; groups as
+in Fang et al. 2023, "DepGraph"). Constants that are added or multiplied entry by entry (biases, scales, masks) count
+only for dims that no weight carries.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ import onnxruntime
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassResult
 from onnxprune.plan import Plan
-from onnxprune.version import __version__
 from onnxprune.validate.latency import Latency
 from onnxprune.validate.surgery_check import SurgeryCheck
+from onnxprune.version import __version__
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class Cutting:
 
 @dataclass
 class Report:
-    """What happened. `params`: float elements stored; `macs`: multiply-accumulates at `macs_shapes`; `bytes`: size of the ONNX file."""
+    """What happened. `params`: float elements stored; `macs`: multiply-accumulates at `macs_shapes`; `bytes`: size of
+    the ONNX file.
+    """
 
     params: BeforeAfter
     macs: BeforeAfter

@@ -18,6 +18,7 @@ from onnxprune.validate.latency import Latency
 
 TOP_CUTS = 8
 TOP_PLACES = 3
+OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
@@ -53,7 +54,10 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     for note in report.notes:
         out.print(f"note: {note}")
     if verbose:
-        out.print("passes            " + ", ".join(f"{p.name} {p.seconds:.2f} s" + ("" if p.modified else " (no change)") for p in report.passes))
+        out.print(
+            "passes            "
+            + ", ".join(f"{p.name} {p.seconds:.2f} s" + ("" if p.modified else " (no change)") for p in report.passes)
+        )
 
 
 def _totals(report: Report) -> Table:
@@ -75,7 +79,12 @@ def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
 
 
 def _numbers(row: Mapping[str, float | None]) -> str:
-    words = {"rel_l2": "relative L2 error {:.3g}", "cosine": "cosine {:.4f}", "max_abs": "largest {:.3g}", "top1_agreement": "top-1 agreement {:.1%}"}
+    words = {
+        "rel_l2": "relative L2 error {:.3g}",
+        "cosine": "cosine {:.4f}",
+        "max_abs": "largest {:.3g}",
+        "top1_agreement": "top-1 agreement {:.1%}",
+    }
     return ", ".join(text.format(row[key]) for key, text in words.items() if row.get(key) is not None)
 
 
@@ -84,7 +93,9 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     cuts = sorted(report.cuts, key=lambda c: c.after - c.before)
     if not cuts:
         return
-    table = Table("largest cuts" if limit else "cuts", "kind", "units", "", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        "largest cuts" if limit else "cuts", "kind", "units", "", box=None, pad_edge=False, header_style="dim"
+    )
     table.columns[2].justify = table.columns[3].justify = "right"
     for cut in cuts[:limit]:
         table.add_row(cut.dim, cut.kind, f"{cut.before} -> {cut.after}", change(cut.before, cut.after))
@@ -95,35 +106,56 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
 
 
 def _show_frozen(out: Console, report: Report) -> None:
-    kinds = Counter(f.reason.split(" (")[0] for f in report.frozen)
+    kinds = Counter(_reason(f.reason) for f in report.frozen)
     if kinds:
         out.print()
-        out.print("not prunable      " + "; ".join(f"{n} dims: {reason}" for reason, n in kinds.most_common(6)))
+        out.print(
+            "not prunable      " + "; ".join(f"{_plural(n, 'dim')}: {reason}" for reason, n in kinds.most_common(6))
+        )
     for name, reason in report.refused[:TOP_CUTS]:
         out.print(f"not cut           {name}: {reason}")
 
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
-    out.print(f"plan: {plan.removed} units go, from {len(plan.keep)} of {typed_dims['prunable']} prunable dims; nothing was written")
+    out.print(
+        f"plan: {plan.removed} units of {len(plan.keep)} dims go ({typed_dims['prunable']} are prunable); nothing was written"
+    )
 
 
 def show_inspection(out: Console, typed: TypedGraph) -> None:
     """Every prunable dim with what it couples and costs, then the frozen ones by reason."""
     params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
     table = Table("dim", "kind", "units", "params", "MACs", "couples", box=None, pad_edge=False, header_style="dim")
+    table.columns[0].overflow = "fold"
     for k in (2, 3, 4):
         table.columns[k].justify = "right"
     for d in typed.prunable:
-        table.add_row(d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d))
-    out.print(f"{len(typed.prunable)} prunable dims")
+        table.add_row(
+            d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d)
+        )
+    out.print(_plural(len(typed.prunable), "prunable dim"))
     out.print(table)
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
+    plain = [d for d in frozen if d.dim.frozen and d.dim.frozen.code in OBVIOUS]
+    out.print(f"\n{_plural(len(frozen), 'frozen dim')} carried by weights")
     rows = Table("dim", "units", "why it is frozen", "where", box=None, pad_edge=False, header_style="dim")
     rows.columns[1].justify = "right"
     for d in frozen:
-        rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
-    out.print(f"\n{len(frozen)} frozen dims carried by weights")
-    out.print(rows)
+        if d not in plain:
+            rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
+    if rows.row_count:
+        out.print(rows)
+    for reason, n in Counter(_reason(str(d.dim.frozen)) for d in plain).most_common():
+        out.print(f"and {_plural(n, 'dim')}: {reason}")
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _reason(text: str) -> str:
+    """A reason without the operator or numbers in brackets."""
+    return text.split(" (")[0]
 
 
 def _places(info: DimInfo) -> str:
@@ -169,4 +201,4 @@ def show_latency(out: Console, latency: Latency, names: Sequence[str]) -> None:
         column.justify = "right"
     table.add_row(*_latency_row("latency", latency))
     out.print(table)
-    out.print(f"{latency.rounds} interleaved rounds, {latency.threads} thread{'s' if latency.threads != 1 else ''}, {latency.provider}")
+    out.print(f"{latency.rounds} interleaved rounds, {_plural(latency.threads, 'thread')}, {latency.provider}")

@@ -1,4 +1,6 @@
-"""The rules: one literal table per operator family, merged here. An operator that is not in it has no rule, and is frozen."""
+"""The rules: one literal table per operator family, merged here. An operator that is not in it has no rule, and is
+frozen.
+"""
 
 from onnxprune.rules import attention, contraction, elementwise, indexing, movement, normalization, recurrent, reduction
 from onnxprune.rules.rule import Table

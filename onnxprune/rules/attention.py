@@ -1,4 +1,6 @@
-"""The standard Attention operator: key-value heads, query heads per group, query-key channels and value channels are dims."""
+"""The standard Attention operator: key-value heads, query heads per group, query-key channels and value channels are
+dims.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,12 @@ from onnxprune.rules.rule import Axes, Node, Table
 def attention(node: Node) -> None:
     """Attention (opset 23-24): Q (N, Hq*D, ...), K, V with fewer heads shared by groups of query heads.
 
-    4-D: Q (N, Hq, S, D), K (N, Hk, T, D), V (N, Hk, T, Dv), Y (N, Hq, S, Dv); 3-D: Q (N, S, Hq*D) and so on, heads by attribute.
-    Dims: key-value heads, query heads per group, query-key channels, value channels.
+    4-D: Q (N, Hq, S, D), K (N, Hk, T, D), V (N, Hk, T, Dv), Y (N, Hq, S, Dv); 3-D: Q (N, S, Hq*D) and so on, heads by
+    attribute. Dims: key-value heads, query heads per group, query-key channels, value channels.
     """
     q, k, v = (_heads(node, i, name) for i, name in enumerate(("q_num_heads", "kv_num_heads", "kv_num_heads")))
     flat = node.rank(0) == 3
-    groups, per_group = node.space.factor(q[1], q[1].size // k[1].size)
+    groups, _ = node.space.factor(q[1], q[1].size // k[1].size)
     node.unify(groups, k[1])
     for a, b in ((q[3], k[3]), (q[0], k[0]), (k[0], v[0]), (k[1], v[1])):
         node.unify(a, b)
@@ -51,7 +53,7 @@ def _mask(node: Node) -> Axes:
     """The mask's axes, its last one cut to what the operator pads it to."""
     axes = list(node.axes(3))
     node.freeze(axes[-1], "normalised")
-    return axes[:-1] + [ONE]
+    return [*axes[:-1], ONE]
 
 
 def _caches(node: Node, k: Axes, v: Axes) -> None:

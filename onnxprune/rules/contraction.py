@@ -37,7 +37,9 @@ def conv_transpose(node: Node) -> None:
 
 
 def _group_inputs(node: Node, x: Axes, out: Expr, per_group: int) -> Expr:
-    """The input channels that one group sums over; channels are factored, x by groups x inputs, out by groups x outputs."""
+    """The input channels that one group sums over; channels are factored, x by groups x inputs, out by groups x
+    outputs.
+    """
     g = int(node.attr("group", 1))
     if g == 1:
         return x[1]

@@ -8,7 +8,9 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def same(node: Node) -> None:
-    """Output axes are input 0's; other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type (CastLike)."""
+    """Output axes are input 0's; other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type
+    (CastLike).
+    """
     for k in range(len(node.proto.output)):
         node.out(list(node.axes(0)), k)
 
@@ -48,11 +50,11 @@ def quantize(node: Node) -> None:
     node.out(list(x))
 
 
-_SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
-HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus
-Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
-_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or
-Pow Sub Sum Where Xor"""
+_SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf
+Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
+Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
+_BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+Mean Min Mod Mul Or Pow Sub Sum Where Xor"""
 
 TABLE: Table = {
     **dict.fromkeys(_SAME.split(), same),
@@ -61,4 +63,3 @@ TABLE: Table = {
     "QuantizeLinear": quantize,
     "DequantizeLinear": quantize,
 }
-

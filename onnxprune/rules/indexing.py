@@ -17,7 +17,8 @@ MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the a
 def gather(node: Node) -> None:
     """Gather (opset 1-13): data axes before and after `axis` go through, the indices' axes take its place.
 
-    A constant index list that is made of contiguous runs, or that transposes a product, rearranges the axis; any other index freezes it.
+    A constant index list that is made of contiguous runs, or that transposes a product, rearranges the axis; any other
+    index freezes it.
     """
     x, index = node.axes(0), node.axes(1)
     at = node.axis(0)
@@ -64,7 +65,9 @@ def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Axes | None:
 
 
 def gather_elements(node: Node) -> None:
-    """GatherElements, ScatterElements, Scatter: `axis` is indexed; other axes agree where the indices cover them whole."""
+    """GatherElements, ScatterElements, Scatter: `axis` is indexed; other axes agree where the indices cover them
+    whole.
+    """
     x, index, at = node.axes(0), node.axes(1), node.axis(0)
     others = [node.axes(2)] if node.has(2) else []
     for e in (x[at], index[at], *(o[at] for o in others)):
@@ -93,10 +96,10 @@ def gather_nd(node: Node) -> None:
 
 
 def scatter_nd(node: Node) -> None:
-    """ScatterND (opset 11-18): the first q axes are indexed, the rest of data and updates agrees."""
+    """ScatterND (opset 11-18): the first q axes are indexed, the list of places is fixed, the rest of data and updates agrees."""
     x, index, updates = node.axes(0), node.axes(1), node.axes(2)
     q = index[-1].size
-    for e in (*x[:q], index[-1]):
+    for e in (*x[:q], *index):
         node.freeze(e, "index")
     for a, b in zip([*index[:-1], *x[q:]], updates, strict=True):
         node.unify(a, b)
@@ -116,10 +119,7 @@ def ordered(default: int, source: str = "attribute") -> object:
 
     def rule(node: Node) -> None:
         x = node.axes(0)
-        if source == "input":
-            axis = (node.ints("axis", 1) or [default])[0]
-        else:
-            axis = int(node.attr("axis", default))
+        axis = (node.ints("axis", 1) or [default])[0] if source == "input" else int(node.attr("axis", default))
         node.freeze(x[axis % len(x)], "index")
         node.out(list(x))
 
@@ -152,7 +152,9 @@ def grid_sample(node: Node) -> None:
 
 
 def measure(node: Node) -> None:
-    """Shape, Size: numbers derived from sizes keep their original values (surgery sees to it); the count itself is fixed."""
+    """Shape, Size: numbers derived from sizes keep their original values (surgery sees to it); the count itself is
+    fixed.
+    """
     node.axes(0)
     node.signature.measures = True
     node.out([node.fixed(n) for n in node.out_shape()])

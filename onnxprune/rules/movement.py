@@ -1,4 +1,6 @@
-"""Operators that move entries without changing them: reshapes, transposes, concatenation, cutting, padding, repetition."""
+"""Operators that move entries without changing them: reshapes, transposes, concatenation, cutting, padding,
+repetition.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from collections.abc import Sequence
 from onnxprune.dims import ONE, Expr, is_frozen, product, total
 from onnxprune.errors import Barrier
 from onnxprune.evaluate import slice_index
-from onnxprune.rules.rule import Axes, Bound, Node, Table
+from onnxprune.rules.rule import Axes, Bound, Node, Table, frozen_all
 
 
 def reshape(node: Node) -> None:
-    """Reshape (opset 1-25): runs of input axes and runs of output axes with equal products are the same row-major product."""
+    """Reshape (opset 1-25): runs of input axes and runs of output axes with equal products are the same row-major
+    product.
+    """
     node.out(regroup(node, node.axes(0), node.out_shape()))
     if "shape" in node.attrs:
         want = node.attrs["shape"]
@@ -46,11 +50,16 @@ def flatten(node: Node) -> None:
 
 
 def squeeze(node: Node) -> None:
-    """Squeeze (opset 1-25)."""
+    """Squeeze (opset 1-25). Without `axes` all of size 1 go; they are named before pruning makes more of them."""
     x = node.axes(0)
     axes = node.ints("axes", 1)
     gone = {a % len(x) for a in axes} if axes is not None else {k for k, e in enumerate(x) if e.size == 1}
-    node.out([e for k, e in enumerate(x) if k not in gone])
+    rest = {k: e for k, e in enumerate(x) if k not in gone}
+    node.out(list(rest.values()))
+    if axes is None and gone:
+        node.edit("axes" if node.opset < 13 else 1, *sorted(gone), when=tuple(rest.values()))
+    elif axes is None:  # an empty list means all of size 1 again
+        frozen_all(node, list(rest.values()), "structure")
 
 
 def unsqueeze(node: Node) -> None:
@@ -99,7 +108,7 @@ def slice_(node: Node) -> None:
     x = node.axes(0)
     if not node.has(1) and "starts" not in node.attrs:
         raise Barrier("operand", "starts")
-    if "starts" not in node.attrs and node.static(1) is None or "ends" not in node.attrs and node.static(2) is None:
+    if ("starts" not in node.attrs and node.static(1) is None) or ("ends" not in node.attrs and node.static(2) is None):
         return _slice_unknown(node, x)
     operands = [None, *(node.static(i) for i in range(1, 5))]
     axes = node.ints("axes", 3)
@@ -147,7 +156,9 @@ def _cut(node: Node, axis: Expr, cut: slice, size: int) -> Expr:
 
 
 def pad(node: Node) -> None:
-    """Pad (opset 1-25): constant padding adds parts of its own to the axis; other modes copy neighbours, which freezes it."""
+    """Pad (opset 1-25): constant padding adds parts of its own to the axis; other modes copy neighbours, which freezes
+    it.
+    """
     x = node.axes(0)
     name = "paddings" if "paddings" in node.attrs else "pads"
     pads = node.ints(name, 1) if node.static(1) is not None or name in node.attrs else None
@@ -174,7 +185,9 @@ def pad(node: Node) -> None:
 
 
 def _pad_unknown(node: Node, x: Axes) -> None:
-    """Padding computed at run time: an axis that it changed at the traced sizes is frozen; so is one that it might change."""
+    """Padding computed at run time: an axis that it changed at the traced sizes is frozen; so is one that it might
+    change.
+    """
     value, axes = node.traced(1), node.ints("axes", 3)
     if value is None and axes is None:
         raise Barrier("operand", "pads")
@@ -182,7 +195,11 @@ def _pad_unknown(node: Node, x: Axes) -> None:
     other = node.facts.other_values.get(node.proto.input[1])
     out = list(x)
     for j, k in enumerate(touched):
-        fixed = value is not None and other is not None and not any(v[j + s * len(touched)] for v in (value, other) for s in (0, 1))
+        fixed = (
+            value is not None
+            and other is not None
+            and not any(v[j + s * len(touched)] for v in (value, other) for s in (0, 1))
+        )
         if not fixed:
             node.freeze(x[k], "operand")
             out[k] = node.fixed(node.out_shape()[k], "operand")
@@ -231,11 +248,15 @@ def space_to_depth(node: Node) -> None:
     x, b = node.axes(0), int(node.attr("blocksize"))
     for e in x[2:]:
         node.freeze(e, "spatial")
-    node.out([x[0], product(node.fixed(b * b, "spatial"), x[1]), *(node.fixed(n, "spatial") for n in node.out_shape()[2:])])
+    node.out(
+        [x[0], product(node.fixed(b * b, "spatial"), x[1]), *(node.fixed(n, "spatial") for n in node.out_shape()[2:])]
+    )
 
 
 def resize(node: Node) -> None:
-    """Resize (opset 10-19), Upsample (opset 7-9): an axis whose size stays goes through, the others are interpolated."""
+    """Resize (opset 10-19), Upsample (opset 7-9): an axis whose size stays goes through, the others are
+    interpolated.
+    """
     x, shape = node.axes(0), node.out_shape()
     axes = [a % len(x) for a in node.attr("axes", range(len(x)))]
     out = list(x)
@@ -281,4 +302,3 @@ TABLE: Table = {
     "Resize": resize,
     "Upsample": resize,
 }
-

@@ -1,4 +1,6 @@
-"""Normalisations and softmax: per-channel parameters follow their channels; a normalised axis is read by statistics, or frozen."""
+"""Normalisations and softmax: per-channel parameters follow their channels; a normalised axis is read by statistics, or
+frozen.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def batch_normalization(node: Node) -> None:
-    """BatchNormalization (opset 1-15): scale, bias, mean, variance (C,) along axis 1; extra outputs are running statistics (C,).
+    """BatchNormalization (opset 1-15): scale, bias, mean, variance (C,) along axis 1; extra outputs are running
+    statistics (C,).
 
     In training mode the statistics are taken over the other axes, which are frozen.
     """
@@ -34,7 +37,9 @@ def instance_normalization(node: Node) -> None:
 
 
 def layer_normalization(node: Node) -> None:
-    """LayerNormalization (opset 17), RMSNormalization (opset 23): statistics over the axes from `axis` on; scale and bias lie there."""
+    """LayerNormalization (opset 17), RMSNormalization (opset 23): statistics over the axes from `axis` on; scale and
+    bias lie there.
+    """
     x = node.axes(0)
     at = node.axis(-1)
     for i in range(1, len(node.proto.input)):
@@ -71,7 +76,9 @@ def mean_variance_normalization(node: Node) -> None:
 
 
 def along_axis(default: int, code: str, since: int = 0) -> object:
-    """An operator that mixes or numbers the units of attribute `axis`: that axis is frozen. Before opset `since` it flattened from there."""
+    """An operator that mixes or numbers the units of attribute `axis`: that axis is frozen. Before opset `since` it
+    flattened from there.
+    """
 
     def rule(node: Node) -> None:
         x = node.axes(0)

@@ -1,6 +1,7 @@
 """LSTM, GRU and RNN (opset 1-22): hidden units are one dim, shared by gates, recurrence, states and both directions.
 
-The two directions of a bidirectional layer are a dim as well: with one of them removed the layer is a forward or a reverse one.
+The two directions of a bidirectional layer are a dim as well: with one of them removed the layer is a forward or a
+reverse one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def recurrent(node: Node, gates: int) -> None:
-    """X (T, N, I), W (D, g*H, I), R (D, g*H, H), B (D, 2*g*H), lengths (N,), states (D, N, H), P (D, 3*H) -> Y (T, D, N, H), Y_h, Y_c.
+    """X (T, N, I), W (D, g*H, I), R (D, g*H, H), B (D, 2*g*H), lengths (N,), states (D, N, H), P (D, 3*H) -> Y (T, D,
+    N, H), Y_h, Y_c.
 
     With layout 1 the batch comes first everywhere.
     """

@@ -11,7 +11,9 @@ from onnxprune.rules.rule import Node, Rule, Table
 
 
 def reduce(node: Node, how: str) -> None:
-    """Reduce* (opset 1-20): `axes` as attribute or input 1, all if absent (or none with noop_with_empty_axes); keepdims."""
+    """Reduce* (opset 1-20): `axes` as attribute or input 1, all if absent (or none with noop_with_empty_axes);
+    keepdims.
+    """
     x = node.axes(0)
     axes = node.ints("axes", 1)
     if not axes:
@@ -24,7 +26,9 @@ def reduce(node: Node, how: str) -> None:
 
 
 def pool(node: Node) -> None:
-    """Windowed pools: channels go through, spatial axes do not. MaxPool's Indices number the whole tensor: then nothing may go."""
+    """Windowed pools: channels go through, spatial axes do not. MaxPool's Indices number the whole tensor: then nothing
+    may go.
+    """
     axes = channels_only(node)
     if len(node.proto.output) > 1 and node.proto.output[1]:
         raise Barrier("barrier", "its Indices output numbers the whole tensor")

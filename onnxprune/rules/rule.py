@@ -1,9 +1,10 @@
 """What a rule is: a small function that reads a node through `Node` and writes its signature.
 
-The signature says (1) which axes of inputs and outputs are the same expression, (2) `reads`: over which units the operator sums, averages
-or compares, (3) `edits`: which attributes and operands must be computed anew once sizes are known. Surgery, costs, scores, the lossless
-analysis and the masked original are all derived from it; no other place knows what an operator does to axes.
-A rule that cannot type an axis freezes that axis; one that cannot type its node raises `Barrier`, and all that it touches is frozen.
+The signature says (1) which axes of inputs and outputs are the same expression, (2) `reads`: over which units the
+operator sums, averages or compares, (3) `edits`: which attributes and operands must be computed anew once sizes are
+known. Surgery, costs, scores, the lossless analysis and the masked original are all derived from it; no other place
+knows what an operator does to axes. A rule that cannot type an axis freezes that axis; one that cannot type its node
+raises `Barrier`, and all that it touches is frozen.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ Axes = list[Expr]
 class Read:
     """Units of `expr`, found on axis `axis` of input `input`, are combined with each other.
 
-    how: "sum" (a contraction; `partner` is the (input, axis) that it is contracted with), "mean", "max", "min", "prod", "logsumexp",
-    "norm" (a sum of powers) or "stats" (mean and variance: every unit then changes all others).
+    how: "sum" (a contraction; `partner` is the (input, axis) that it is contracted with), "mean", "max", "min", "prod",
+    "logsumexp", "norm" (a sum of powers) or "stats" (mean and variance: every unit then changes all others).
     """
 
     input: int
@@ -49,9 +50,11 @@ class Bound:
 
 @dataclass(frozen=True)
 class Edit:
-    """Numbers to be computed anew. `target`: an attribute's name or an input's index; `entries`: an axis (its new size), a Bound, a
-    constant, or None for an entry that stays. `scalar`: the attribute is one number. `drop`: attributes to remove with it. `when`: applies
-    if the size of one of these axes changes (default: of any axis in entries)."""
+    """Numbers to be computed anew. `target`: an attribute's name or an input's index; `entries`: an axis (its new
+    size), a Bound, a constant, or None for an entry that stays. `scalar`: the attribute is one number. `drop`:
+    attributes to remove with it. `when`: applies if the size of one of these axes changes (default: of any axis in
+    entries).
+    """
 
     target: str | int
     entries: tuple[Expr | Bound | float | None, ...]
@@ -90,9 +93,13 @@ class Signature:
 
 
 class Node:
-    """A node as its rule sees it: typed inputs, concrete shapes, static operands; and the pen to write its signature with."""
+    """A node as its rule sees it: typed inputs, concrete shapes, static operands; and the pen to write its signature
+    with.
+    """
 
-    def __init__(self, proto: NodeProto, index: int, opset: int, space: Space, facts: Trace, inputs: Sequence[Axes | None]):
+    def __init__(
+        self, proto: NodeProto, index: int, opset: int, space: Space, facts: Trace, inputs: Sequence[Axes | None]
+    ):
         self.proto, self.index, self.opset, self.space, self.facts = proto, index, opset, space, facts
         self.attrs: dict[str, Any] = attributes(proto)
         self.where = proto.name or (proto.output[0] if proto.output else proto.op_type)
@@ -137,7 +144,9 @@ class Node:
         return self.facts.values.get(self.proto.input[i]) if self.has(i) else None
 
     def ints(self, name: str, i: int) -> list[int] | None:
-        """Integers given by attribute `name` (older opsets) or by input `i`; None if absent, Barrier if known only at run time."""
+        """Integers given by attribute `name` (older opsets) or by input `i`; None if absent, Barrier if known only at
+        run time.
+        """
         if name in self.attrs:
             return [int(v) for v in self.attrs[name]]
         if not self.has(i):
@@ -171,7 +180,9 @@ class Node:
         if k < len(self.proto.output) and self.proto.output[k]:
             self.signature.outputs[k] = axes
 
-    def read(self, i: int, axis: int, how: str = "sum", partner: tuple[int, int] | None = None, expr: Expr | None = None) -> None:
+    def read(
+        self, i: int, axis: int, how: str = "sum", partner: tuple[int, int] | None = None, expr: Expr | None = None
+    ) -> None:
         self.signature.reads.append(Read(i, axis, self.axes(i)[axis] if expr is None else expr, how, partner))
 
     def edit(self, target: str | int, *entries: Expr | Bound | float | None, **options: Any) -> None:

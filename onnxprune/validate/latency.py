@@ -1,4 +1,5 @@
-"""Latency of two models side by side, in one process: interleaved rounds after a warm-up, the median of the paired ratios, a bootstrap interval.
+"""Latency of two models side by side, in one process: interleaved rounds after a warm-up, the median of the paired
+ratios, a bootstrap interval.
 
 Only ratios travel between machines and days; the milliseconds are what this machine gave today.
 """
@@ -21,7 +22,9 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per run (medians); `speedup` = before / after, the median over pairs; `ci95` its 95 % bootstrap interval."""
+    """Milliseconds per run (medians); `speedup` = before / after, the median over pairs; `ci95` its 95 % bootstrap
+    interval.
+    """
 
     before: float
     after: float

@@ -1,8 +1,8 @@
 """The masked original: the unpruned graph, made to ignore the removed units. What surgery must equal.
 
-Wherever units are summed over, removed ones are replaced by what leaves the sum (0), product (1) or extremum (-inf) alone; means are
-taken over the kept ones; normalisations are written out with their statistics over the kept units only. This uses the typed graph and the
-masks, and none of the code that slices weights or rewrites attributes.
+Wherever units are summed over, removed ones are replaced by what leaves the sum (0), product (1) or extremum (-inf)
+alone; means are taken over the kept ones; normalisations are written out with their statistics over the kept units
+only. This uses the typed graph and the masks, and none of the code that slices weights or rewrites attributes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,20 @@ from onnxprune.rules.rule import Axes, Read
 
 FILL = {"sum": 0.0, "norm": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}
 NORMALISATIONS = frozenset(
-    ("LayerNormalization", "RMSNormalization", "InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization")
+    (
+        "LayerNormalization",
+        "RMSNormalization",
+        "InstanceNormalization",
+        "GroupNormalization",
+        "MeanVarianceNormalization",
+    )
 )
 
 
 def masked_original(typed: TypedGraph, masks: dict[Dim, Mask], original: Graph | None = None) -> ModelProto:
-    """The model with the removed units masked out; of the file as it was read, where its nodes are still those that were typed."""
+    """The model with the removed units masked out; of the file as it was read, where its nodes are still those that
+    were typed.
+    """
     masker = _Masker(typed, masks)
     index = {node.output[0]: i for i, node in enumerate(typed.graph.nodes) if node.output}
     if original is not None and masker.touched() <= {n.output[0] for n in original.nodes if n.output}:
@@ -92,8 +100,8 @@ class _Masker:
         return helper.tensor_dtype_to_np_dtype(self.typed.facts.dtypes.get(name, TensorProto.FLOAT))
 
     def where(self, mask: Mask, x: str, fill: float, kind: Any) -> str:
-        """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add, and before 7,
-        where ONNX Runtime does neither, masked entries are picked from a padded end."""
+        """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add,
+        and before 7, where ONNX Runtime does neither, masked entries are picked from a padded end."""
         if self.opset >= 9:
             return self.op("Where", self.const(mask), x, self.const(np.array(_finite(fill, kind), kind)))
         if self.opset < 7:
@@ -157,7 +165,9 @@ class _Masker:
             joint = joint & self.mask(i, 0, k).reshape([-1 if a == k else 1 for a in range(rank)])
         return joint
 
-    def _standardise(self, x: str, mask: Mask, over: Sequence[int], epsilon: float, centred: bool) -> tuple[str, str, str]:
+    def _standardise(
+        self, x: str, mask: Mask, over: Sequence[int], epsilon: float, centred: bool
+    ) -> tuple[str, str, str]:
         kind = self.dtype(x)
         count = self.const(np.maximum(mask.sum(axis=tuple(over), keepdims=True), 1).astype(kind))
         mean = self.op("Div", self.reduce_sum(self.where(mask, x, 0.0, kind), over), count)
@@ -210,5 +220,3 @@ def _finite(fill: float, kind: Any) -> float:
         return fill
     limits = np.iinfo(kind)
     return float(limits.max if fill > 0 else limits.min)
-
-

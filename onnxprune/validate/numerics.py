@@ -17,8 +17,12 @@ def outputs(model: bytes, feeds: Sequence[Feeds]) -> tuple[list[str], list[list[
     return [o.name for o in made.get_outputs()], [list(made.run(None, f)) for f in feeds]
 
 
-def compare(names: Sequence[str], before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]) -> dict[str, dict[str, float | None]]:
-    """Per output, over all feeds: max_abs, rel_l2 (of the difference), cosine, sqnr_db, and top1_agreement where it looks like class scores."""
+def compare(
+    names: Sequence[str], before: Sequence[Sequence[Any]], after: Sequence[Sequence[Any]]
+) -> dict[str, dict[str, float | None]]:
+    """Per output, over all feeds: max_abs, rel_l2 (of the difference), cosine, sqnr_db, and top1_agreement where it
+    looks like class scores.
+    """
     table: dict[str, dict[str, float | None]] = {}
     for k, name in enumerate(names):
         pairs = [(row[k], other[k]) for row, other in zip(before, after, strict=True)]

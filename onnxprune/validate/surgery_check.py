@@ -1,7 +1,9 @@
-"""The surgery check (translation validation): the pruned model must equal the masked original, on random inputs and on data.
+"""The surgery check (translation validation): the pruned model must equal the masked original, on random inputs and on
+data.
 
-Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the masked original is run
-with and without ONNX Runtime's optimisations, which re-associate sums too. The tolerance is the base, or a small multiple of that noise.
+Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the
+masked original is run with and without ONNX Runtime's optimisations, which re-associate sums too. The tolerance is the
+base, or a small multiple of that noise.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from onnxprune.inference import TypedGraph
 from onnxprune.trace import Feeds, session
 from onnxprune.validate.masked import masked_original
 
-TOLERANCE = 1e-4  # of the largest output: float32 sums of some thousand terms re-associate to about 1e-6 each, real mistakes are 1e-2 and more
+TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more
 TOLERANCE_HALF = 2e-2  # float16 and bfloat16 carry 11 and 8 bits
 NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
 NOISE_LIMIT = 5e-3  # above this, noise is no excuse
@@ -37,13 +39,20 @@ class SurgeryCheck:
     detail: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed, "max_rel_err": self.max_rel_err, "tolerance": self.tolerance, "detail": self.detail}
+        return {
+            "passed": self.passed,
+            "max_rel_err": self.max_rel_err,
+            "tolerance": self.tolerance,
+            "detail": self.detail,
+        }
 
 
 def surgery_check(
     typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto, feeds: Sequence[Feeds], original: Graph | None = None
 ) -> SurgeryCheck:
-    """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is checked too."""
+    """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is
+    checked too.
+    """
     reference = masked_original(typed, masks, original).SerializeToString()
     want, got = _outputs(reference, feeds), _outputs(pruned.SerializeToString(), feeds)
     names = [o.name for o in typed.graph.outputs]
@@ -71,7 +80,9 @@ def _largest(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], names:
 
 
 def relative_error(want: Any, got: Any) -> float:
-    """Largest difference over the largest finite entry of `want`; integers: the share that differs, free up to LABEL_MISMATCH."""
+    """Largest difference over the largest finite entry of `want`; integers: the share that differs, free up to
+    LABEL_MISMATCH.
+    """
     if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
         return 0.0 if type(want) is type(got) else np.inf
     if want.shape != got.shape or want.dtype != got.dtype:
