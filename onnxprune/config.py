@@ -29,8 +29,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the config {path} is not TOML: {error}") from error
+    table = data.get("prune", {})
+    if not isinstance(table, dict):
+        raise InputError(f"the config {path} gives 'prune' a {type(table).__name__}: write a table [prune]")
     found: dict[str, Any] = {}
-    for key, value in {**{k: v for k, v in data.items() if k != "prune"}, **data.get("prune", {})}.items():
+    for key, value in {**{k: v for k, v in data.items() if k != "prune"}, **table}.items():
         name = key.replace("-", "_")
         if name not in KINDS:
             raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")
@@ -39,4 +42,6 @@ def read_config(path: Path) -> dict[str, Any]:
                 f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}"
             )
         found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
+        if isinstance(value, list) and not all(isinstance(v, str) for v in value):
+            raise InputError(f"the config {path} gives {key!r} a list with something that is not text")
     return found

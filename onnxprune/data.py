@@ -8,6 +8,8 @@ say) are left aside.
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,17 +66,17 @@ def _files(graph: Graph, path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
     if not files:
         raise InputError(f"the folder {path} holds no .npz or .npy file")
     for file in files:
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            yield (
-                {n: loaded[n] for n in loaded.files}
-                if isinstance(loaded, np.lib.npyio.NpzFile)
-                else _single(graph, loaded, file)
-            )
-        except (OSError, ValueError, EOFError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"cannot read data from {file}: {error}") from error
+        loaded = _loaded(file)
+        yield loaded if isinstance(loaded, dict) else _single(graph, loaded, file)
+
+
+def _loaded(file: Path) -> dict[str, NDArray[Any]] | NDArray[Any]:
+    try:
+        with file.open("rb") as stream:
+            found = np.load(stream, allow_pickle=False)
+            return {n: found[n] for n in found.files} if isinstance(found, np.lib.npyio.NpzFile) else found
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read data from {file}: {error}") from error
 
 
 def _single(graph: Graph, array: NDArray[Any], file: Path) -> Mapping[str, NDArray[Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnxprune import cost
 from onnxprune.inference import DimInfo, TypedGraph
@@ -24,7 +25,10 @@ OBVIOUS = ("kernel", "structure")  # counted, not listed
 def console(quiet: bool = False, stderr: bool = False) -> Console:
     """A console that never wraps tables to less than 100 columns when piped."""
     piped = not (os.isatty(2) if stderr else os.isatty(1))
-    return Console(quiet=quiet, stderr=stderr, highlight=False, width=140 if piped else None, soft_wrap=piped)
+    width = 140 if piped else None
+    return Console(
+        quiet=quiet, stderr=stderr, highlight=False, width=width, soft_wrap=piped, markup=False, emoji=False
+    )  # names may hold brackets and colons
 
 
 def count(n: float, unit: str = "") -> str:
@@ -41,12 +45,14 @@ def change(before: float, after: float) -> str:
 
 def show_report(out: Console, report: Report, source: str, target: str, verbose: bool = False) -> None:
     """The result of `prune` and `apply`."""
-    out.print(f"[bold]{source}[/bold] -> [bold]{target}[/bold]" if target else f"[bold]{source}[/bold] (dry run)")
+    arrow = (" -> ", (target, "bold")) if target else (" (dry run)",)
+    out.print(Text.assemble((source, "bold"), *arrow))
     out.print(_totals(report))
     if report.surgery_check:
         check = report.surgery_check
-        verdict = "[green]passed[/green]" if check.passed else "[red]failed[/red]"
-        out.print(f"surgery check     {verdict}, largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})")
+        verdict = ("passed", "green") if check.passed else ("failed", "red")
+        numbers = f", largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})"
+        out.print(Text.assemble("surgery check     ", verdict, numbers))
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
     show_cuts(out, report, None if verbose else TOP_CUTS)
@@ -118,7 +124,7 @@ def _show_frozen(out: Console, report: Report) -> None:
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
     out.print(
-        f"plan: {plan.removed} units of {len(plan.keep)} dims go ({typed_dims['prunable']} are prunable); nothing was written"
+        f"plan: {plan.removed} units of {len(plan.keep)} dims go ({typed_dims['prunable']} are prunable); no model was written"
     )
 
 
