@@ -62,7 +62,6 @@ REASONS = {
     "structure": "it is fixed by the operator",
     "shape-unknown": "the shape is not known before running",
     "rule-mismatch": "the rule and the traced shape disagree",
-    "sequence": "it is inside a sequence, optional or map value",
 }
 
 
@@ -117,14 +116,17 @@ def resolve(expr: Expr) -> Expr:
     """The expression in its present form: substitutions followed, nested Sums and Prods flattened, factors of size 1
     dropped.
     """
-    if isinstance(expr, Dim):
+    path: list[Dim] = []
+    while isinstance(expr, Dim):
         if expr.link is None:
-            return expr
-        expr.link = resolve(expr.link)
-        return expr.link
-    if isinstance(expr, Sum):
-        return total(*expr.parts)
-    return product(*expr.factors)
+            break
+        path.append(expr)
+        expr = expr.link
+    else:
+        expr = total(*expr.parts) if isinstance(expr, Sum) else product(*expr.factors)
+    for d in path:
+        d.link = expr
+    return expr
 
 
 def total(*parts: Expr) -> Expr:

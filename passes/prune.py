@@ -163,8 +163,9 @@ class _Surgeon:
         return _rewrite(node, inputs, attrs, drop)
 
     def _numbers(self, edit: Edit, given: bool) -> tuple[list[float | None], list[float | None]]:
-        """Entries before and after; None for those that stay: where numbers are `given`, axes that are not cut keep theirs (-1, a far end,
-        a size that varies)."""
+        """Entries before and after; None for those that stay. Where numbers are `given`, axes that are not cut keep
+        theirs: -1, a far end, a size that varies.
+        """
         old: list[float | None] = []
         new: list[float | None] = []
         for e in edit.entries:
@@ -207,7 +208,8 @@ class _Surgeon:
         """`name` * up / down in integers, entry by entry; the nodes that do it are appended."""
         kind = helper.tensor_dtype_to_np_dtype(self.typed.facts.dtypes.get(name, TensorProto.INT64))
         for op, entries, others in (("Mul", up, down), ("Div", down, up)):
-            factors = np.array([1 if a is None or a == b else a for a, b in zip(entries, others, strict=True)], kind)
+            pairs = zip(entries, others, strict=True)
+            factors = np.array([1 if None in (a, b) or a == b else a for a, b in pairs], kind)
             factors = factors.reshape(()) if scalar else factors
             result = self._free(f"{name}.{op.lower()}")
             nodes.append(

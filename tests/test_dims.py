@@ -1,7 +1,8 @@
 """The algebra of axes, by example and against the constraints that it must hold under every plan.
 
-The oracle knows single indices only: an axis is a list of index numbers, `unify` joins them pairwise. What the program of splits,
-factors, concatenations, products and unifications said is kept as a list of constraints, and every plan must satisfy all of them.
+The oracle knows single indices only: an axis is a list of index numbers, `unify` joins them pairwise. What a random
+program of splits, factors, concatenations, products and unifications said is kept as a list of statements, and every
+plan must satisfy all of them.
 """
 
 from __future__ import annotations
@@ -350,7 +351,7 @@ def test_sums_satisfy_every_statement(p: Program, seed: int) -> None:
 
 @given(programs(unit=2, products=False))
 def test_sums_tie_no_more_than_was_said(p: Program) -> None:
-    """Without products and single units nothing freezes, and two indices share a unit of a dim exactly if they were unified."""
+    """Without products and single units nothing freezes; indices share a unit exactly if they were unified."""
     unit_of: dict[int, set[tuple[Dim, int]]] = {}
     for e, index in zip(p.axes, p.index, strict=True):
         units = [(d, k) for d in atoms(e) for k in range(d.size)]

@@ -1,0 +1,88 @@
+"""The rows as a whole: every rule has one, every reason is produced by one, all survive the default pipeline."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxprune.dims import REASONS
+from onnxprune.graph import load, outline
+from onnxprune.manager import PassManager, State, parse
+from onnxprune.passes import DEFAULT, PASSES
+from onnxprune.passes.prune import cut
+from onnxprune.plan import Budget, bind
+from onnxprune.rules import RULES
+from onnxprune.validate.surgery_check import surgery_check
+from tests.common import Row, build, check_row, feeds_for, tokens, typed_model, vector
+from tests.rules import (
+    test_attention,
+    test_contraction,
+    test_elementwise,
+    test_indexing,
+    test_movement,
+    test_normalization,
+    test_recurrent,
+    test_reduction,
+)
+
+FAMILIES = (
+    test_attention,
+    test_contraction,
+    test_elementwise,
+    test_indexing,
+    test_movement,
+    test_normalization,
+    test_recurrent,
+    test_reduction,
+)
+ROWS = [row for family in FAMILIES for row in family.ROWS]
+OTHER_REASONS = [
+    Row("MatMul", "graph output", "(float[N,4] x) => (float[N,8] y) <float[4,8] A> { y = MatMul(x, A) }", "",
+        "A:1=graph-output"),
+    Row("MatMul", "dynamic", "(float[N,4] x) => (float[M] y) <float[4,1] A> { h = MatMul(x, A) y = Reshape(h, s) }"
+        .replace("<float[4,1] A>", "<float[4,1] A, int64[1] s = {-1}>"), "", "y:0=dynamic"),
+    Row("Foo", "custom operator", vector("f = com.example.Foo(h) k = MatMul(x, C) g = Add(k, f)", "float[4,8] C"), "",
+        "A:1=no-rule C:1=shape-unknown", runs=False),
+    Row("Bernoulli", "standard operator without a rule", tokens("g = Bernoulli(h)"), "", "A:1=no-rule B:0=no-rule",
+        runs=False),
+    Row("MatMul", "broken model", vector("g = Identity(h)").replace("[8,3] B", "[6,3] B"), "", "A:1=rule-mismatch",
+        runs=False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", OTHER_REASONS, ids=str)
+def test_reason(row: Row) -> None:
+    check_row(row)
+
+
+def test_every_rule_has_a_row() -> None:
+    assert {row.op for row in ROWS} == set(RULES)
+
+
+def test_every_row_has_its_operator_and_a_name_of_its_own() -> None:
+    assert not [row for row in ROWS if f"{row.op}(" not in row.text.replace(" ", "") and f"{row.op} " not in row.text]
+    assert len({str(row) for row in ROWS}) == len(ROWS)
+
+
+def test_every_reason_is_produced() -> None:
+    produced = {entry.split("=")[1] for row in [*ROWS, *OTHER_REASONS] for entry in row.frozen.split()}
+    assert produced - {"free"} == set(REASONS)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.free and r.runs], ids=str)
+def test_default_pipeline(row: Row) -> None:
+    """Half of every dim goes, after folding; what is left equals the masked original."""
+    state = State(load(build(row.text, row.opset)), budget=Budget(ratio=0.5, scope="local"))
+    PassManager(parse(DEFAULT, PASSES)).run(state)
+    done = state.cuts[0]
+    feeds = feeds_for(done.typed)
+    assert done.plan.removed or row.free.endswith("=1")
+    result = surgery_check(done.typed, bind(done.plan, done.typed), state.graph.to_proto(), feeds)
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("row", ROWS[::7], ids=str)
+def test_removing_nothing_changes_nothing(row: Row) -> None:
+    typed = typed_model(build(row.text, row.opset))
+    whole = cut(typed, {})
+    assert outline(whole) == outline(typed.graph)
+    assert whole.to_proto() == typed.graph.to_proto()
