@@ -60,7 +60,7 @@ def _records(graph: Graph, data: DataLike) -> Iterator[Mapping[str, NDArray[Any]
 
 
 def _files(graph: Graph, path: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"no such data: {path}")
     files = sorted(p for p in path.iterdir() if p.suffix in (".npz", ".npy")) if path.is_dir() else [path]
     if not files:

@@ -10,18 +10,20 @@ metadata_props, value_info and doc strings.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import networkx as nx
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -29,7 +31,11 @@ from onnxprune.errors import InputError
 
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+SMALL_TYPES = ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+PACKED = tuple(v for n, v in TensorProto.DataType.items() if n in SMALL_TYPES)  # several entries in a byte
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
+EXTERNAL_BYTES = 1024  # smaller tensors stay in the model then
+PAGE_BYTES = 4096  # where external tensors start, so that they can be mapped
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,11 @@ def load(model: ModelLike) -> Graph:
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
     graph = from_proto(proto)
+    if len(graph.tensors) < len(proto.graph.initializer):
+        twice = Counter(t.name for t in proto.graph.initializer).most_common(1)[0][0]
+        raise InputError(f"initialiser {twice!r} is stored twice")
+    for name, tensor in graph.constants.items():
+        check_tensor(name, tensor)
     check_structure(graph)
     return graph
 
@@ -198,7 +209,7 @@ def _read(model: ModelLike) -> ModelProto:
 
 
 def _read_file(path: Path) -> ModelProto:
-    if not path.exists():
+    if not os.path.exists(path):  # pathlib's raises for names that are too long
         raise InputError(f"no such file: {path}")
     if path.is_dir():
         raise InputError(f"{path} is a folder, not an ONNX file")
@@ -225,6 +236,25 @@ def _parse(data: bytes, origin: str) -> ModelProto:
     if not model.ir_version:
         raise InputError(f"{origin} is not an ONNX model: it has no IR version")
     return model
+
+
+def check_tensor(name: str, tensor: TensorProto) -> None:
+    """Raise InputError unless a constant holds what its dims and type say."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        raise InputError(
+            f"the data of {name!r} is in another file: give the path of the model, or load it with its data"
+        )
+    if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:
+        raise InputError(f"constant {name!r} has the unknown type {tensor.data_type}")
+    kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    if tensor.data_type in PACKED:
+        return
+    if tensor.HasField("raw_data"):
+        held, each = len(tensor.raw_data), kind.itemsize
+    else:
+        held, each = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))), 1 + (kind.kind == "c")
+    if held != math.prod(tensor.dims) * each or any(n < 0 for n in tensor.dims):
+        raise InputError(f"constant {name!r} has dims {list(tensor.dims)}, its data has {held // each} entries")
 
 
 def check_structure(graph: Graph) -> None:
@@ -349,20 +379,38 @@ def serialize(model: ModelProto) -> bytes:
     return data
 
 
+def byte_size(model: ModelProto) -> int:
+    """Size of a model as one file; to within a few bytes where it is too large for protobuf to tell."""
+    try:
+        return int(model.ByteSize())
+    except EncodeError:
+        return from_proto(model).size_bytes()
+
+
 def save(model: ModelProto, path: str | os.PathLike[str]) -> int:
     """Write a model beside `path`, then rename: the file is whole or absent. Returns its size in bytes."""
     target = Path(path)
-    if model.ByteSize() > MAX_PROTO_BYTES:
-        return _save_external(model, target)
+    if byte_size(model) > MAX_PROTO_BYTES:
+        return _save_external(from_proto(model), target)
     return write_atomic(target, serialize(model))
 
 
 def write_atomic(target: Path, data: bytes) -> int:
-    """Write bytes to a temporary file in the same folder and rename it; InputError where that is not possible."""
+    """Write bytes to a temporary file in the same folder and rename it; a device or pipe is written to as it is.
+    InputError where that is not possible.
+    """
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        if target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(target.resolve(), data)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
+    return len(data)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".onnxprune-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -370,18 +418,38 @@ def write_atomic(target: Path, data: bytes) -> int:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, target)
-    except OSError as error:
+    except BaseException:
         os.unlink(temporary)
+        raise
+
+
+def _save_external(graph: Graph, target: Path) -> int:
+    """The model beside a file `NAME.data` that holds its large tensors."""
+    name = f"{target.name}.data"
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxprune-") as folder:
+            model, data = Path(folder) / "model", Path(folder) / "data"
+            with data.open("wb") as file:
+                tensors = {n: _moved_out(t, name, file) for n, t in graph.tensors.items()}
+            model.write_bytes(serialize(graph.replace(tensors=tensors).to_proto()))
+            size = model.stat().st_size + data.stat().st_size
+            os.replace(data, target.parent / name)
+            os.replace(model, target)
+    except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from error
-    return len(data)
-
-
-def _save_external(model: ModelProto, target: Path) -> int:
-    data_name = target.name + ".data"
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        made = Path(folder) / target.name
-        onnx.save_model(model, str(made), save_as_external_data=True, location=data_name, size_threshold=1024)
-        size = made.stat().st_size + (Path(folder) / data_name).stat().st_size
-        os.replace(Path(folder) / data_name, target.parent / data_name)
-        os.replace(made, target)
     return size
+
+
+def _moved_out(tensor: TensorProto, location: str, file: BinaryIO) -> TensorProto:
+    """The tensor with its data appended to `file`, or as it is if it is small."""
+    raw = tensor.raw_data
+    if len(raw) < EXTERNAL_BYTES:
+        return tensor
+    file.write(bytes(-file.tell() % PAGE_BYTES))
+    made = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string)
+    made.metadata_props.extend(tensor.metadata_props)
+    made.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", file.tell()), ("length", len(raw))):
+        made.external_data.add(key=key, value=str(value))
+    file.write(raw)
+    return made
