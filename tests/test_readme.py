@@ -1,0 +1,49 @@
+"""What the README says is run: its Python block, its commands, and the options that it names."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from onnxprune.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_block(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    exec(block, {})
+    before, after = capsys.readouterr().out.split("->")
+    assert int(after) < int(before) / 2
+
+
+def test_commands(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = re.findall(r"^\$ onnxprune (.*)$", README, re.M)
+    assert len(commands) == 8
+    for command in commands:
+        assert main(shlex.split(command)) == 0, command
+    assert capsys.readouterr().err == ""
+
+
+def test_first_command_prints_what_is_shown(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = re.findall(r"\.venv/bin/onnxprune (prune .*)$", README, re.M)
+    (shown,) = re.findall(r"```text\n(.*?)```", README, re.S)
+    assert main(shlex.split(line)) == 0
+    printed = capsys.readouterr().out
+
+    def stable(text: str) -> list[str]:
+        timed = ("latency", "surgery check")  # these lines hold measurements of the machine
+        return [" ".join(row.split()) for row in text.splitlines() if row.strip() and not row.startswith(timed)]
+
+    assert stable(printed) == stable(shown)
