@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +32,15 @@ from onnxprune.trace import Binding, Feeds, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.version import __version__
 
+BUDGETS = ("ratio", "macs", "params", "lossless")
+INTERRUPTED = 130
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads and hidden units, and prove it.",
+    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads, hidden units; and prove it.",
 )
 
 Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model.", show_default=False)]
@@ -47,7 +52,7 @@ Data = Annotated[
     typer.Option(metavar="FILE.npz|DIR", help="Real inputs for the checks: arrays named like the model's inputs."),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the random inputs.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the random inputs.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every cut and the time of each pass.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
 NoCheck = Annotated[bool, typer.Option("--no-check", help="Skip the surgery check and all measurements.")]
@@ -117,11 +122,11 @@ def prune(
         "round_to": round_to, "include": include, "exclude": exclude, "data": data, "seed": seed, "json": json_file,
         "check": False if no_check else None, "passes": passes,
     }  # fmt: skip
-    options = (read_config(config) if config else {}) | {k: v for k, v in given.items() if v not in (None, [])}
+    options = _merged(read_config(config) if config else {}, {k: v for k, v in given.items() if v not in (None, [])})
     if not dry_run:
         _require_output(output)
     report_path = Path(options["json"]) if "json" in options else None
-    _check_paths(model, output, report_path, plan_file)
+    _check_paths((model, config, options.get("data")), output, report_path, plan_file)
     budget = _budget(options)
     with _progress(quiet) as step:
         result = api.run(
@@ -160,7 +165,7 @@ def apply(
 ) -> None:
     """Carry out a saved plan on the model that it was made for."""
     _require_output(output)
-    _check_paths(model, output, json_file, None)
+    _check_paths((plan, model, data), output, json_file)
     try:
         loaded = Plan.from_json(plan.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -179,7 +184,7 @@ def apply(
 @app.command()
 def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
     """List every dim: its size, what it couples and costs; what is frozen, and why."""
-    _check_paths(model, None, json_file, None)
+    _check_paths((model,), json_file)
     typed = _typed(load(model))
     if json_file:
         write_atomic(json_file, json.dumps(terminal.inspection(typed), indent=1).encode())
@@ -196,12 +201,15 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Compare the outputs of two models on the same inputs."""
+    _check_paths((original, pruned, data), json_file)
     before, after, feeds = _pair(original, pruned, data, seed or 0)
     with _progress(quiet) as step:
         step("running both models")
-        names, want = numerics.outputs(before, feeds)
-        _, got = _run_second(after, feeds, pruned)
+        names, want = _run(before, feeds, original)
+        _, got = _run(after, feeds, pruned)
     table = numerics.compare(names, want, got)
+    if not table:
+        raise InputError(f"{original} and {pruned} have no output of equal shape to compare")
     if json_file:
         write_atomic(json_file, json.dumps(table, indent=1).encode())
     terminal.show_numerics(terminal.console(quiet), table, str(data) if data else "random inputs")
@@ -219,8 +227,10 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Compare the latency of two models: interleaved runs, paired ratio, 95 % interval."""
+    _check_paths((original, pruned, data), json_file)
     before, after, feeds = _pair(original, pruned, data, seed or 0)
-    _run_second(after, feeds[:1], pruned)
+    for content, path in ((before, original), (after, pruned)):
+        _run(content, feeds[:1], path)
     with _progress(quiet) as step:
         step("timing both models in turn")
         found = latency.bench(before, after, feeds[0], seconds, threads, seed or 0)
@@ -229,13 +239,19 @@ def bench(
     terminal.show_latency(terminal.console(quiet), found, (original.name, pruned.name))
 
 
+def _merged(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options of the config, those of the command line over them; a budget given there replaces the config's."""
+    if any(n in given for n in BUDGETS):
+        config = {n: v for n, v in config.items() if n not in BUDGETS}
+    return config | given
+
+
 def _budget(options: dict[str, Any]) -> Budget | None:
     """The budget in the options; None if the pipeline text brings its own."""
-    names = ("ratio", "macs", "params", "lossless", "scope", "criterion", "round_to")
-    chosen: dict[str, Any] = {n: options[n] for n in names if n in options}
-    if "prune(" in options.get("passes", "") and not chosen:
-        return None
-    return Budget(**chosen, include=tuple(options.get("include", ())), exclude=tuple(options.get("exclude", ())))
+    chosen = {f.name: options[f.name] for f in fields(Budget) if f.name in options}
+    return api.choose_budget(
+        options.get("passes"), **{n: tuple(v) if isinstance(v, list) else v for n, v in chosen.items()}
+    )
 
 
 def _require_output(output: Path | None) -> None:
@@ -243,15 +259,32 @@ def _require_output(output: Path | None) -> None:
         raise InputError("give the output with -o OUT.onnx (or --dry-run to stop at the plan)")
 
 
-def _check_paths(model: Path, output: Path | None, *others: Path | None) -> None:
+def _check_paths(sources: Sequence[str | Path | None], *outputs: Path | None) -> None:
     """Refuse outputs that cannot be written, before any work is done."""
-    for path in filter(None, (output, *others)):
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise InputError(
-                f"cannot write {path}: {'it is a folder' if path.is_dir() else 'the folder is missing or not writable'}"
-            )
-        if path.exists() and model.exists() and path.samefile(model):
+    paths = [p for p in outputs if p]
+    for path in paths:
+        if problem := _problem(path):
+            raise InputError(f"cannot write {path}: {problem}")
+        if any(s and os.path.exists(s) and path.exists() and path.samefile(s) for s in sources):
             raise InputError(f"{path} is the input itself: choose another output")
+    if len({p.resolve() for p in paths}) < len(paths):
+        raise InputError(f"two outputs go to the same file: {', '.join(map(str, paths))}")
+
+
+def _problem(path: Path) -> str | None:
+    """What keeps a file from being written."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return "it is a folder"
+        if not stat.S_ISREG(mode):  # a device or pipe
+            return None if os.access(path, os.W_OK) else "no permission"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return error.strerror
+    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    return None if writable else "the folder is missing or not writable"
 
 
 def _write(result: api.PruneResult, output: Path | None, report: Path | None, plan: Path | None) -> None:
@@ -273,16 +306,18 @@ def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[b
     first, second = load(original), load(pruned)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:
         raise InputError(f"{original} and {pruned} have different inputs")
+    if len(first.outputs) != len(second.outputs):
+        raise InputError(f"{original} and {pruned} have different outputs")
     feeds = load_feeds(first, data, api.NUMERIC_SAMPLES) if data else []
     feeds = feeds or [random_feeds(first, Binding(running_shapes(first, seed)), seed)]
     return first.to_proto().SerializeToString(), second.to_proto().SerializeToString(), feeds
 
 
-def _run_second(model: bytes, feeds: list[Feeds], path: Path) -> tuple[list[str], list[list[Any]]]:
+def _run(model: bytes, feeds: list[Feeds], path: Path) -> tuple[list[str], list[list[Any]]]:
     try:
         return numerics.outputs(model, feeds)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise InputError(f"ONNX Runtime does not run {path} on these inputs: {error}") from error
+        raise InputError(f"ONNX Runtime does not run {path} on these inputs or data: {error}") from error
 
 
 @contextmanager
@@ -311,8 +346,10 @@ def _internal(error: Exception) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     try:
-        app(args=argv, prog_name="onnxprune", standalone_mode=False)
-        return 0
+        code = app(args=argv, prog_name="onnxprune", standalone_mode=False)
+        if code == INTERRUPTED:  # how typer passes it on
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
     except InputError as error:
         _say(f"error: {error}")
         return 2
@@ -321,13 +358,15 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         _say("interrupted, nothing was written")
-        return 130
+        return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
-        usage = getattr(
-            error, "format_message", None
-        )  # what typer raises for bad usage; its class differs between versions
+        # what typer raises for bad usage; its class differs between versions
+        usage = getattr(error, "format_message", None)
+        if type(error).__name__ == "Abort":
+            _say("interrupted, nothing was written")
+            return INTERRUPTED
         if usage is None:
             return _internal(error)
         if type(error).__name__ == "NoArgsIsHelpError":

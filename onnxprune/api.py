@@ -7,7 +7,7 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from onnx import ModelProto
@@ -15,11 +15,12 @@ from onnx import ModelProto
 from onnxprune import cost
 from onnxprune.data import DataLike, load_feeds
 from onnxprune.dims import Dim
-from onnxprune.errors import GateError
-from onnxprune.graph import Graph, ModelLike, load, serialize
+from onnxprune.errors import GateError, InputError
+from onnxprune.graph import Graph, ModelLike, byte_size, load, serialize
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
+from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.trace import Feeds, batch_size, random_feeds, running_shapes
@@ -62,14 +63,15 @@ def prune(
 
     Args:
         model: a path, bytes, ModelProto or graphsurgeon graph; it is not changed.
-        ratio: fraction of units to remove, in (0, 1). `scope="local"`: of every dim; "global": of all units together,
-        ranked by score. macs, params: keep at most this fraction of the multiply-accumulates or parameters.
+        ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
+        macs, params: keep at most this fraction of the multiply-accumulates or parameters.
         lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, lossless must be given.
+        scope: "local": cut every dim alike; "global": rank the units of all dims together.
         criterion: "l1" or "l2" norm of the weights that carry a unit.
         round_to: keep a multiple of this many units in every dim.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
-        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or an iterable of such
-        dicts. seed: of the random inputs.
+        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or several such dicts.
+        seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
 
@@ -77,11 +79,10 @@ def prune(
         InputError: the model, an option or the data cannot be used.
         GateError: the surgery check failed; the result must not be used.
     """
-    budget = None
-    if passes is None or "prune(" not in passes:
-        budget = Budget(
-            ratio, macs, params, lossless, scope, criterion, round_to, _patterns(include), _patterns(exclude)
-        )
+    budget = choose_budget(
+        passes, ratio=ratio, macs=macs, params=params, lossless=lossless, scope=scope, criterion=criterion,
+        round_to=round_to, include=_patterns(include), exclude=_patterns(exclude),
+    )  # fmt: skip
     return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
 
 
@@ -90,6 +91,18 @@ def apply(
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
     return run(load(model), plan=plan, data=data, seed=seed, check=check)
+
+
+def choose_budget(passes: str | None, **options: Any) -> Budget | None:
+    """The budget that `options` (fields of Budget) state; None where the pipeline text leaves none open."""
+    if passes is None or any(step == Prune() for step in parse(passes, PASSES)):
+        return Budget(**options)
+    given = [f.name for f in fields(Budget) if options.get(f.name, f.default) != f.default]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} given, but the pipeline {passes!r} has no `prune` that is left open for it"
+        )
+    return None
 
 
 def _patterns(given: Iterable[str]) -> tuple[str, ...]:
@@ -111,6 +124,8 @@ def run(
     progress: Progress = lambda text: None,
 ) -> PruneResult:
     """The flow behind `prune` and `apply`, with the command line's further options."""
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
     lossless = budget is not None and budget.lossless
     steps = parse(passes if passes is not None else LOSSLESS if lossless else DEFAULT, PASSES)
@@ -137,12 +152,13 @@ def run(
 
 def _describe(graph: Graph, state: State, typed: TypedGraph, pruned: ModelProto, results: list[PassResult]) -> Report:
     plans = [c.plan for c in state.cuts]
-    poly, batch = cost.macs(typed), batch_size(graph, state.facts.binding)
-    left = {d: int(m.sum()) for d, m in _masks(state.cuts[:1]).items()}
+    batch = batch_size(graph, state.facts.binding)
+    last = state.cuts[-1].typed if state.cuts else typed
+    left = {d: int(m.sum()) for d, m in _masks(state.cuts[-1:]).items()}
     report = Report(
         params=BeforeAfter(graph.params(), state.graph.params()),
-        macs=BeforeAfter(poly.at({}) // batch, poly.at(left) // batch),
-        bytes=BeforeAfter(graph.size_bytes(), pruned.ByteSize()),
+        macs=BeforeAfter(cost.macs(typed).at({}) // batch, cost.macs(last).at(left) // batch),
+        bytes=BeforeAfter(graph.size_bytes(), byte_size(pruned)),
         dims=dim_counts(typed, plans),
         passes=results,
         cuts=[row for plan in plans for row in cut_rows(plan)],
@@ -169,6 +185,13 @@ def _prove(
     progress: Progress,
 ) -> None:
     """The surgery check, then the comparison with the original; GateError if the result must not be used."""
+    progress("running the original")
+    inputs = feeds or random
+    report.numerics_on = "data" if feeds else "random inputs"
+    try:
+        names, before = numerics.outputs(_bytes(graph), inputs)
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
     progress("surgery check")
     tried = random + _some(feeds, CHECK_SAMPLES)
     base: Graph | None = None if lossless else graph
@@ -181,14 +204,11 @@ def _prove(
     report.surgery_check = verdict
     if not verdict.passed:
         raise GateError(
-            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e} at {verdict.detail}; "
-            "this is a bug of onnxprune, nothing was saved",
+            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"
+            f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )
     progress("comparison with the original")
-    inputs = feeds or random
-    report.numerics_on = "data" if feeds else "random inputs"
-    names, before = numerics.outputs(_bytes(graph), inputs)
     _, after = numerics.outputs(serialize(pruned), inputs)
     report.numerics = numerics.compare(names, before, after)
     if lossless:

@@ -150,9 +150,10 @@ def parse(text: str, known: Sequence[type[Any]]) -> tuple[Pass, ...]:
 def _options(name: str, text: str) -> dict[str, Any]:
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
+        if not isinstance(call, ast.Call) or call.args:
+            raise ValueError("an option without a name")
         return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError) as error:
+    except (SyntaxError, ValueError, TypeError) as error:
         raise InputError(f"cannot read the options of pass {name!r}: {text!r}; write option=value, ...") from error
 
 

@@ -45,7 +45,9 @@ class Budget:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None] + ["lossless"] * self.lossless
+        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None] + ["lossless"] * bool(
+            self.lossless
+        )
         if len(given) != 1:
             raise InputError(
                 f"give exactly one budget of ratio, macs, params, lossless; got {', '.join(given) or 'none'}"
@@ -56,7 +58,7 @@ class Budget:
                 raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
         if self.scope not in SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {' or '.join(SCOPES)}")
-        if self.criterion not in CRITERIA:
+        if not isinstance(self.criterion, str) or self.criterion not in CRITERIA:
             raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")

@@ -124,7 +124,8 @@ def _show_frozen(out: Console, report: Report) -> None:
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
     out.print(
-        f"plan: {plan.removed} units of {len(plan.keep)} dims go ({typed_dims['prunable']} are prunable); no model was written"
+        f"plan: {plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are prunable);"
+        " no model was written"
     )
 
 
