@@ -8,6 +8,8 @@ matter is put back, until nothing changes. What is left is the largest set that 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,9 +21,9 @@ from onnxprune.rules.rule import Read
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
-def removable(typed: TypedGraph, candidates: set[Dim], step: int = 1) -> dict[Dim, Mask]:
-    """True for units that can go, shape (d.size,) for each candidate; the number that stays is a positive multiple of
-    `step`, or all.
+def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> dict[Dim, Mask]:
+    """True for units that can go, shape (d.size,) for each candidate, in their order; the number that stays is a
+    positive multiple of `step`, or all.
     """
     constancy = Constancy(typed)
     gone = {d: np.ones(d.size, bool) for d in candidates}
@@ -69,8 +71,8 @@ def _unread(typed: TypedGraph, constancy: Constancy, i: int, read: Read, kept: d
     node = typed.graph.nodes[i]
     if read.partner is not None:
         other = constancy.zero(i, *read.partner) | _zero_weights(typed, i, read.partner, kept)
-        if node.op_type == "Conv" and other.size != free.size:  # (g*O, I): per group
-            other = _grouped_zero(typed, i, kept)
+        if other.size != free.size:
+            other = _matched_zero(typed, i, read, other, kept)
         free = free | other
     if node.op_type in RECURRENT and read.input == 2:
         hidden = constancy.values.get(node.output[0] or (node.output[1] if len(node.output) > 1 else ""), {})
@@ -92,6 +94,19 @@ def _zero_weights(typed: TypedGraph, i: int, place: tuple[int, int], kept: dict[
         if k != axis and any(d in kept for d in atoms(e)):
             w = np.compress(keep(e, kept), w, axis=k)
     return np.asarray(~w.any(axis=tuple(k for k in range(w.ndim) if k != axis)))
+
+
+def _matched_zero(
+    typed: TypedGraph, i: int, read: Read, other: NDArray[np.bool_], kept: dict[Dim, Mask]
+) -> NDArray[np.bool_]:
+    """Zeros of the partner per index of the axis that is read, where the two differ in size: a grouped convolution's
+    weights (g*O, I), keys with fewer heads than there are queries.
+    """
+    (j, axis), inputs = read.partner or (0, 0), typed.signatures[i].inputs
+    if typed.graph.nodes[i].op_type == "Conv" and typed.graph.nodes[i].input[j] in typed.graph.constants:
+        return _grouped_zero(typed, i, kept)
+    units = gather((inputs[j] or [])[axis], other, np.logical_and.reduce)
+    return spread((inputs[read.input] or [])[read.axis], units, np.logical_or, False).astype(bool)
 
 
 def _grouped_zero(typed: TypedGraph, i: int, kept: dict[Dim, Mask]) -> NDArray[np.bool_]:

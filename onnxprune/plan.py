@@ -132,7 +132,7 @@ def make_plan(typed: TypedGraph, budget: Budget, model: str = "") -> Plan:
     infos = {d.dim: d for d in chosen}
     refused: list[tuple[str, str]] = []
     if budget.lossless:
-        keep = {d: ~gone for d, gone in removable(typed, set(infos), budget.round_to).items()}
+        keep = {d: ~gone for d, gone in removable(typed, infos, budget.round_to).items()}
     else:
         keep = _by_score(typed, budget, infos)
         for d, mask in keep.items():

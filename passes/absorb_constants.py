@@ -2,8 +2,8 @@
 weights.
 
 Exact, and the unit is then unread, so that lossless pruning can take it. Done where the product has no padding: Gemm,
-MatMul, and Conv whose windows never leave the image. Weights that several nodes share are copied for the one that
-changes.
+MatMul, and Conv whose windows never leave the image. Weights that several nodes share stay as they are: a copy
+would cost more than the unit saves.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, 
     constants = _constants(constancy.at(i, 0), axis)
     if is_frozen(axis) or not constants.any() or node.input[1] not in typed.graph.constants or not _exact(typed, node):
         return None
-    if typed.graph.constants[node.input[1]].data_type not in FLOATS:
+    if typed.graph.constants[node.input[1]].data_type not in FLOATS or _is_shared(typed, node.input[1]):
         return None
     weight = np.moveaxis(typed.graph.array(node.input[1]), signature.reads[0].partner[1], 0)  # (K, outputs, ...)
     held = weight[constants != 0].astype(np.float64)
@@ -58,7 +58,7 @@ def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, 
     extra = extra.reshape(extra.shape[0], -1).sum(1) if node.op_type == "Conv" else extra
     left = weight.copy()
     left[constants != 0] = 0
-    name = _store(tensors, typed, f"{node.input[1]}.absorbed", np.moveaxis(left, 0, signature.reads[0].partner[1]))
+    name = _replace(tensors, typed, node.input[1], np.moveaxis(left, 0, signature.reads[0].partner[1]))
     return _with_bias(typed, node, name, extra * float(attributes(node).get("alpha", 1.0)), weight.dtype, tensors)
 
 
@@ -67,7 +67,7 @@ def _constants(values: dict[Dim, NDArray[np.float64]], axis: Expr) -> NDArray[np
     constant if either unit is.
     """
     known = {d: v for d, v in values.items() if d in set(atoms(axis))}
-    return np.nan_to_num(spread(axis, known, np.fmax, np.nan).astype(np.float64))
+    return np.nan_to_num(spread(axis, known, np.fmax, np.nan).astype(np.float64), posinf=0, neginf=0)
 
 
 def _exact(typed: TypedGraph, node: NodeProto) -> bool:
@@ -111,6 +111,18 @@ def _with_bias(
     del made.input[2:]
     made.input.append(bias)
     return [made]
+
+
+def _is_shared(typed: TypedGraph, name: str) -> bool:
+    return len(typed.graph.consumers[name]) > 1 or name in {o.name for o in typed.graph.outputs}
+
+
+def _replace(tensors: dict[str, TensorProto], typed: TypedGraph, name: str, array: NDArray[Any]) -> str:
+    """Store a weight under its own name, or under a new one where a Constant node holds it."""
+    if name not in tensors:
+        return _store(tensors, typed, f"{name}.absorbed", array)
+    tensors[name] = tensor(name, array, tensors[name])
+    return name
 
 
 def _store(tensors: dict[str, TensorProto], typed: TypedGraph, stem: str, array: NDArray[Any]) -> str:
