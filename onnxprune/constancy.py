@@ -21,6 +21,7 @@ from onnxprune.evaluate import evaluate
 from onnxprune.graph import attributes
 from onnxprune.inference import TypedGraph
 from onnxprune.rules import elementwise, movement
+from onnxprune.rules.rule import operator
 
 Values = dict[Dim, NDArray[np.float64]]
 
@@ -34,7 +35,7 @@ class Constancy:
         self._uniform: dict[str, float] = {}
         self._constants: dict[tuple[int, int], Values] = {}
         for i, node in enumerate(typed.graph.nodes):
-            if typed.signatures[i].barrier is None and (row := _TABLE.get(node.op_type)):
+            if typed.signatures[i].barrier is None and (row := _TABLE.get(operator(node))):
                 for k, made in row(self, i).items():
                     known = {d: v for d, v in made.items() if not np.isnan(v).all()}
                     if known and k < len(node.output):
@@ -336,6 +337,21 @@ def _recurrent(c: Constancy, i: int) -> dict[int, Values]:
     }
 
 
+def _left(c: Constancy, i: int) -> dict[int, Values]:
+    """Results of a body are what its outputs hold."""
+    return {k: {d: v for d, v in c.at(i, 1 + k).items() if d in c.out_dims(i, k)} for k in range(_outputs(c, i))}
+
+
+def _branches(c: Constancy, i: int) -> dict[int, Values]:
+    """If: a unit is constant if it is the same constant in both branches."""
+    count, own = _outputs(c, i), int(attributes(c.typed.graph.nodes[i])["flow_inputs"])
+    return {k: _merge_into(c, i, (own + k, own + count + k), k) for k in range(count)}
+
+
+def _outputs(c: Constancy, i: int) -> int:
+    return len(c.typed.graph.nodes[i].output)
+
+
 def _kept(c: Constancy, i: int) -> dict[int, Values]:
     """A constant stays what it is: maxima, means, pools without padding."""
     return {0: _merge(c, i, (0,))}
@@ -377,4 +393,6 @@ _TABLE: dict[str, Row] = {
     "RNN": _recurrent,
     "Attention": lambda c, i: _zeros(c, i, (2,)),
     "ConstantOfShape": _filled,
+    "BodyLeave": _left,
+    "If": _branches,
 }

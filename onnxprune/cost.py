@@ -16,7 +16,7 @@ from onnx import NodeProto
 from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
 from onnxprune.graph import FLOATS
 from onnxprune.inference import TypedGraph
-from onnxprune.rules.rule import Axes, Signature
+from onnxprune.rules.rule import Axes, Signature, operator
 
 Sizes = Mapping[Dim, int]
 
@@ -70,10 +70,10 @@ def macs(typed: TypedGraph) -> Polynomial:
     """
     terms: list[Term] = []
     for i, (node, signature) in enumerate(zip(typed.graph.nodes, typed.signatures, strict=True)):
-        if signature.barrier is None and node.op_type in _MACS:
+        if signature.barrier is None and operator(node) in _MACS:
             terms += [
                 _term(f"{node.name or node.op_type}#{i}.{k}", axes)
-                for k, axes in enumerate(_MACS[node.op_type](node, signature))
+                for k, axes in enumerate(_MACS[operator(node)](node, signature))
             ]
     return Polynomial(tuple(terms))
 

@@ -31,6 +31,8 @@ OPAQUE = frozenset(
         "If",
         "Loop",
         "Scan",
+        "BodyEnter",
+        "BodyLeave",
         "SequenceMap",
         "DequantizeLinear",
         "QuantizeLinear",

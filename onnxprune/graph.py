@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import InputError
+from onnxprune.flow import ENTER, flatten, rebuild
 
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -117,10 +118,11 @@ class Graph:
         """The whole model. Initialisers are copied, so the result shares nothing with the graph."""
         model = ModelProto()
         model.CopyFrom(self.shell)
-        model.graph.node.extend(self.nodes)
-        model.graph.initializer.extend(self.tensors.values())
+        nodes, tensors = rebuild(self.nodes, self.tensors)
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(tensors.values())
         listed = {i.name: i for i in model.graph.input}
-        for name, tensor in self.tensors.items():
+        for name, tensor in tensors.items():
             if name in listed:
                 for dim, size in zip(listed[name].type.tensor_type.shape.dim, tensor.dims, strict=False):
                     dim.dim_value = size
@@ -154,7 +156,7 @@ def from_proto(model: ModelProto) -> Graph:
                     _copy_field(shell.graph, sub, part)
         else:
             _copy_field(shell, descriptor, value)
-    return Graph(shell, tuple(model.graph.node), {t.name: t for t in model.graph.initializer})
+    return Graph(shell, *flatten(model.graph))
 
 
 def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
@@ -293,7 +295,7 @@ def describe(node: NodeProto, index: int) -> str:
 def captured(node: NodeProto) -> list[str]:
     """Names that the bodies of a control-flow node take from outside."""
     found: dict[str, None] = {}
-    for attribute in node.attribute:
+    for attribute in node.attribute if node.op_type != ENTER else ():
         graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
         for body in graphs:
             found.update(dict.fromkeys(_free_names(body)))

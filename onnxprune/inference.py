@@ -21,7 +21,7 @@ from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
 from onnxprune.graph import FLOATS, Graph, captured
 from onnxprune.rules import RULES, elementwise
-from onnxprune.rules.rule import Axes, Node, Signature
+from onnxprune.rules.rule import Axes, Node, Signature, operator
 from onnxprune.trace import Trace
 
 
@@ -135,10 +135,10 @@ def _type_node(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], 
         return Signature([], [None])
     inputs = [_input_axes(graph, facts, space, axes, name) for name in proto.input]
     node = Node(proto, index, graph.opsets.get("", 1), space, facts, inputs)
-    rule = RULES.get(proto.op_type) if proto.domain in ("", "ai.onnx") else None
+    rule = RULES.get(operator(proto))
     try:
         if rule is None:
-            raise Barrier("no-rule", f"{proto.domain + ':' if proto.domain else ''}{proto.op_type}")
+            raise Barrier("no-rule", operator(proto))
         rule(node)
         _verify(facts, node)
     except Barrier as stop:
@@ -223,4 +223,4 @@ def _tie(typed: TypedGraph, space: Space) -> None:
 
 def is_pointwise(node: NodeProto) -> bool:
     """Whether a node works entry by entry, so that its constants are biases, scales or masks rather than weights."""
-    return RULES.get(node.op_type) in (elementwise.broadcast, elementwise.prelu)
+    return RULES.get(operator(node)) in (elementwise.broadcast, elementwise.prelu)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune.errors import InputError
+from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.graph import FLOATS, Graph, attributes
 
@@ -243,7 +244,76 @@ def _know(facts: Walk, node: NodeProto, made: list[NDArray[Any]]) -> bool:
     return True
 
 
+def _by_flow(node: NodeProto, facts: Walk) -> bool:
+    """Types around bodies of control flow, which lie in the node list between brackets (see `flow.py`)."""
+    scalar = helper.make_tensor_type_proto(TensorProto.INT64, [])
+    given = [facts.types.get(n) for n in node.input]
+    made: list[TypeProto | None]
+    own = attributes(node)
+    if node.op_type == ENTER:
+        states = len(given) - own.get("num_scan_inputs", 0)
+        axes = own.get("scan_input_axes", [0] * len(given))
+        inside = [t if i < states else _without_axis(t, axes[i - states]) for i, t in enumerate(given)]
+        loop = len(node.output) > 1 and "num_scan_inputs" not in own
+        made = [scalar, *(_loop_types(inside) if loop else inside)]
+    elif node.op_type == LEAVE:
+        made = list(given[1 : 1 + len(node.output)])
+    else:
+        made = _control_types(node, given, own, facts)
+    for name, kind in zip(node.output, made, strict=False):
+        if kind is not None:
+            facts.types[name] = kind
+    return all(facts.shape(n) is not None for n in node.output if n)
+
+
+def _loop_types(given: list[TypeProto | None]) -> list[TypeProto | None]:
+    integer, boolean = (helper.make_tensor_type_proto(t, []) for t in (TensorProto.INT64, TensorProto.BOOL))
+    return [integer, boolean, *given[2:]]
+
+
+def _control_types(
+    node: NodeProto, given: list[TypeProto | None], own: dict[str, Any], facts: Walk
+) -> list[TypeProto | None]:
+    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before running."""
+    inputs, count = own.get("flow_inputs", len(given)), len(node.output)
+    results = given[inputs:]
+    if node.op_type == "If":
+        pairs = zip(results[:count], results[count:], strict=False)
+        return [a if a is not None and b is not None and a == b else None for a, b in pairs]
+    states = inputs - (2 if node.op_type == "Loop" else own.get("num_scan_inputs", 0))
+    inner = results[1:] if node.op_type == "Loop" else results
+    if node.op_type == "Loop":
+        trips = facts.values.get(node.input[0])
+        length = int(trips) if trips is not None and trips.size == 1 else None
+        axes = [0] * count
+    else:
+        axis = own.get("scan_input_axes", [0])[0]
+        shape = facts.shape(node.input[states]) if states < len(node.input) else None
+        length = shape[axis] if shape else None
+        axes = own.get("scan_output_axes", [0] * count)
+    return [t if k < states else _with_axis(t, axes[k - states], length) for k, t in enumerate(inner[:count])]
+
+
+def _without_axis(kind: TypeProto | None, axis: int) -> TypeProto | None:
+    if kind is None:
+        return None
+    made = TypeProto()
+    made.CopyFrom(kind)
+    del made.tensor_type.shape.dim[axis]
+    return made
+
+
+def _with_axis(kind: TypeProto | None, axis: int, length: int | None) -> TypeProto | None:
+    if kind is None or length is None:
+        return None
+    sizes = [d.dim_value for d in kind.tensor_type.shape.dim]
+    sizes.insert(axis % (len(sizes) + 1), length)
+    return helper.make_tensor_type_proto(kind.tensor_type.elem_type, sizes)
+
+
 def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
+    if node.op_type in (ENTER, LEAVE) or (node.op_type in CONTROL and attribute(node, OWNER) is not None):
+        return _by_flow(node, facts)
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
         schema = onnx.defs.get_schema(node.op_type, graph.opsets.get(domain, 1), domain)
@@ -286,7 +356,8 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
     """
     if not facts.failed:
         return
-    unknown = [n for node in graph.nodes for n in node.output if n and facts.shape(n) is None]
+    inner = inner_names(graph.nodes)
+    unknown = [n for node in graph.nodes for n in node.output if n and n not in inner and facts.shape(n) is None]
     model = graph.to_proto()
     present = {o.name for o in model.graph.output}
     model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in unknown if n not in present)

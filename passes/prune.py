@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.dims import Dim, Expr, Mask, keep
+from onnxprune.flow import ENTER, SHELL, attribute
 from onnxprune.graph import Graph, attributes, tensor
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
@@ -84,6 +85,8 @@ class _Surgeon:
             made = self._edited(i, self.moved.get(i, node), before)
             if self.typed.signatures[i].measures:
                 made = self._measure(i, made, after)
+            elif node.op_type == ENTER:
+                made = self._body_types(made)
             nodes += [*before, made, *after]
         return self.graph.replace(nodes, self.tensors, self._shell())
 
@@ -256,6 +259,28 @@ class _Surgeon:
         return made
 
     # surroundings
+    def _body_types(self, node: NodeProto) -> NodeProto:
+        """The types that a body states for its inputs, outputs and inner tensors, with the new sizes."""
+        made = NodeProto()
+        made.CopyFrom(node)
+        shell = attribute(made, SHELL)
+        if shell is not None:
+            for listed in (shell.g.input, shell.g.output, shell.g.value_info):
+                for value in listed:
+                    self._resize(value)
+        return node if made == node else made
+
+    def _resize(self, value: ValueInfoProto) -> bool:
+        """State the new sizes of a typed tensor; False if it is not typed."""
+        axes = self.typed.axes.get(value.name)
+        if axes is None or len(axes) != len(value.type.tensor_type.shape.dim):
+            return False
+        for e, dim in zip(axes, value.type.tensor_type.shape.dim, strict=True):
+            mask = self.kept(e)
+            if not mask.all() and dim.HasField("dim_value"):
+                dim.dim_value = int(mask.sum())
+        return True
+
     def _shell(self) -> ModelProto:
         """`value_info` with the new sizes; entries for tensors that are not typed are dropped, their shapes may be
         stale.
@@ -264,15 +289,10 @@ class _Surgeon:
         shell.CopyFrom(self.graph.shell)
         del shell.graph.value_info[:]
         for value in self.graph.shell.graph.value_info:
-            axes = self.typed.axes.get(value.name)
-            if axes is None or len(axes) != len(value.type.tensor_type.shape.dim):
-                continue
-            made = shell.graph.value_info.add()
+            made = ValueInfoProto()
             made.CopyFrom(value)
-            for e, dim in zip(axes, made.type.tensor_type.shape.dim, strict=True):
-                mask = self.kept(e)
-                if not mask.all() and dim.HasField("dim_value"):
-                    dim.dim_value = int(mask.sum())
+            if self._resize(made):
+                shell.graph.value_info.append(made)
         return shell
 
 

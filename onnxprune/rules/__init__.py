@@ -2,7 +2,17 @@
 frozen.
 """
 
-from onnxprune.rules import attention, contraction, elementwise, indexing, movement, normalization, recurrent, reduction
+from onnxprune.rules import (
+    attention,
+    contraction,
+    control_flow,
+    elementwise,
+    indexing,
+    movement,
+    normalization,
+    recurrent,
+    reduction,
+)
 from onnxprune.rules.rule import Table
 
 RULES: Table = {
@@ -14,4 +24,5 @@ RULES: Table = {
     **indexing.TABLE,
     **recurrent.TABLE,
     **attention.TABLE,
+    **control_flow.TABLE,
 }

@@ -202,9 +202,6 @@ TABLE: Table = {
     "ConstantOfShape": constant_of_shape,
     "Range": counted,
     "Constant": counted,
-    "If": control_flow,
-    "Loop": control_flow,
-    "Scan": control_flow,
     "SequenceMap": control_flow,
     "NonZero": barrier("positions of non-zero entries"),  # type: ignore[dict-item]
     "MaxUnpool": barrier("its indices number the whole tensor"),  # type: ignore[dict-item]
