@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune.errors import InputError
-from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
+from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.graph import FLOATS, Graph, attributes
 
 Shape = tuple[int, ...]
 Feeds = dict[str, NDArray[Any]]
+MAX_INPUT_ELEMENTS = 2**27
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
 BATCH_SIZES = (2, 3)
@@ -234,7 +236,7 @@ def _output_elements(node: NodeProto, facts: Walk) -> int:
         return int(np.prod(facts.values[node.input[0]]))
     if node.op_type == "Expand":
         return int(np.prod(facts.values[node.input[1]])) * facts.values[node.input[0]].size
-    return max(facts.values[n].size for n in node.input if n)
+    return max((facts.values[n].size for n in node.input if n), default=0)
 
 
 def _know(facts: Walk, node: NodeProto, made: list[NDArray[Any]]) -> bool:
@@ -385,45 +387,58 @@ def session(model: ModelProto | bytes, optimise: bool = True, threads: int = 0) 
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     data = model if isinstance(model, bytes) else model.SerializeToString()
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
-    """Seeded inputs: standard normal floats; integers below the length of the table that they index, otherwise ones."""
+    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length of
+    the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds, a one first).
+    """
     rng = np.random.default_rng(seed)
+    draw = rng.random if seed % 2 else rng.standard_normal
     feeds: Feeds = {}
     for value in graph.inputs:
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = binding.shapes[value.name]
-        if kind.kind in "iu":
-            feeds[value.name] = rng.integers(0, _index_limit(graph, value.name), shape).astype(kind)
-        elif kind.kind == "b":
-            feeds[value.name] = np.ones(shape, bool)
+        if kind.kind in "iub":
+            feeds[value.name] = _whole_numbers(graph, value.name, shape, rng, bool(seed % 2)).astype(kind)
         elif kind.kind == "O":
             feeds[value.name] = np.full(shape, "a", object)
         else:
-            feeds[value.name] = rng.standard_normal(shape).astype(kind)
-    if not graph.inputs:
-        return feeds
-    return {n: np.ones_like(a) if a.dtype.kind in "iu" and not a.any() else a for n, a in feeds.items()}
+            feeds[value.name] = np.asarray(draw(shape)).astype(kind)
+    return feeds
 
 
-def _index_limit(graph: Graph, name: str) -> int:
-    """One more than the largest valid index, if the input is used as one (through casts and reshapes); else 2, drawing
-    zeros and ones.
+def _whole_numbers(graph: Graph, name: str, shape: Shape, rng: np.random.Generator, mixed: bool) -> NDArray[Any]:
+    limit, known = _whole_use(graph, name)
+    if limit:
+        return rng.integers(0, limit, shape)
+    if known:
+        return np.full(shape, known[0])
+    drawn = rng.integers(0, 2, shape) if mixed else np.ones(shape, np.int64)
+    if drawn.ndim:
+        drawn[..., :1] = 1  # a mask that hides everything says nothing
+    return np.asarray(drawn)
+
+
+def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
+    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0: none),
+    and the constants that it is compared with.
     """
     limit, todo, seen = 0, [name], {name}
+    known: list[int] = []
     while todo:
         for i, j in graph.consumers.get(todo.pop(), []):
             node = graph.nodes[i]
             if node.op_type == "Gather" and j == 1 and node.input[0] in graph.constants:
-                dims = graph.constants[node.input[0]].dims
-                length = dims[attributes(node).get("axis", 0)]
+                length = graph.constants[node.input[0]].dims[attributes(node).get("axis", 0)]
                 limit = min(limit, length) if limit else length
-            elif (
-                node.op_type in ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
-                and j == 0
-            ):
+            elif node.op_type == "Equal" and node.input[1 - j] in graph.constants:
+                known += [int(v) for v in graph.array(node.input[1 - j]).reshape(-1)[:1]]
+            elif node.op_type in _MOVES and j == 0:
                 todo.extend(n for n in node.output if n not in seen)
                 seen.update(node.output)
-    return limit or 2
+    return limit, known
+
+
+_MOVES = frozenset(("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"))

@@ -2,7 +2,7 @@
 data.
 
 Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the
-masked original is run with and without ONNX Runtime's optimisations, which re-associate sums too. The tolerance is the
+masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which re-associate sums too. The tolerance is the
 base, or a small multiple of that noise.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TypeProto, helper
 
-from onnxprune.dims import Dim, Mask
+from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.trace import Feeds, session
@@ -26,6 +26,10 @@ TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e
 TOLERANCE_HALF = 2e-2  # float16 and bfloat16 carry 11 and 8 bits
 NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
 NOISE_LIMIT = 5e-3  # above this, noise is no excuse
+EPSILON = 2.0**-23  # of float32
+SMALLEST = 1e-6  # outputs below this are what saturated activations leave; their inputs are compared instead
+SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
+MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
 LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may flip where two scores tie
 
 
@@ -53,16 +57,60 @@ def surgery_check(
     """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is
     checked too.
     """
-    reference = masked_original(typed, masks, original).SerializeToString()
-    want, got = _outputs(reference, feeds), _outputs(pruned.SerializeToString(), feeds)
-    names = [o.name for o in typed.graph.outputs]
+    names = [o.name for o in typed.graph.outputs] + saturated(typed, pruned)
+    reference = _watched(masked_original(typed, masks, original), names)
+    want, got = _outputs(reference, feeds), _outputs(_watched(pruned, names), feeds)
     error, worst = _largest(want, got, names)
     tolerance = _base(want)
+    if not _says_something(want):
+        return SurgeryCheck(False, float(error), tolerance, "any output: none is finite on these inputs (give --data)")
     if tolerance < error <= NOISE_LIMIT:
-        noise, _ = _largest(want, _outputs(reference, feeds, optimise=False), names)
-        tolerance = max(tolerance, NOISE_FACTOR * noise)
+        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, names))
     passed = bool(error <= tolerance)
     return SurgeryCheck(passed, float(error), tolerance, "" if passed else worst)
+
+
+def saturated(typed: TypedGraph, pruned: ModelProto) -> list[str]:
+    """Inputs of sigmoids and the like behind the outputs: compared too, since a saturated output hides differences."""
+    there = {n for node in pruned.graph.node for n in node.output}
+    found: list[str] = []
+    for output in typed.graph.outputs:
+        name = output.name
+        while (i := typed.graph.producer.get(name)) is not None and typed.graph.nodes[i].op_type in MOVES:
+            name = typed.graph.nodes[i].input[0]
+        node = typed.graph.nodes[i] if i is not None else None
+        if node is not None and node.op_type in SATURATING and node.input[0] in there:
+            found += [node.input[0]] if all(map(is_frozen, typed.axes.get(node.input[0], []))) else []
+    return list(dict.fromkeys(found))
+
+
+def _watched(model: ModelProto, names: Sequence[str]) -> bytes:
+    """A model with further outputs, serialised."""
+    present = {o.name for o in model.graph.output}
+    added = [n for n in names if n not in present]
+    model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in added)
+    data: bytes = model.SerializeToString()
+    del model.graph.output[len(model.graph.output) - len(added) :]
+    return data
+
+
+def _noise(model: bytes, feeds: Sequence[Feeds], want: Sequence[Sequence[Any]], names: Sequence[str]) -> float:
+    """How far rounding alone moves the outputs: without optimisations, and with inputs off by one part in 2^23."""
+    plain, _ = _largest(want, _outputs(model, feeds, optimise=False), names)
+    moved, _ = _largest(want, _outputs(model, [_nudged(f) for f in feeds]), names)
+    return max(plain, moved)
+
+
+def _nudged(feeds: Feeds) -> Feeds:
+    rng = np.random.default_rng(0)
+    off = {n: a * (1 + rng.choice([-EPSILON, EPSILON], a.shape)) for n, a in feeds.items() if a.dtype.kind == "f"}
+    return {n: off[n].astype(a.dtype) if n in off else a for n, a in feeds.items()}
+
+
+def _says_something(outputs: Sequence[Sequence[Any]]) -> bool:
+    """Whether some output is an integer, or holds a finite number."""
+    arrays = [a for row in outputs for a in row if isinstance(a, np.ndarray)]
+    return not arrays or any(a.dtype.kind not in "fV" or np.isfinite(a.astype(np.float64)).any() for a in arrays)
 
 
 def _outputs(model: bytes, feeds: Sequence[Feeds], optimise: bool = True) -> list[list[Any]]:
@@ -98,7 +146,7 @@ def relative_error(want: Any, got: Any) -> float:
         return np.inf
     if odd.all():
         return 0.0
-    return float(np.abs(a - b)[~odd].max() / (np.abs(a[~odd]).max() + np.finfo(np.float64).tiny))
+    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), SMALLEST))
 
 
 def _base(outputs: Sequence[Sequence[NDArray[Any]]]) -> float:
