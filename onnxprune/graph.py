@@ -315,6 +315,11 @@ def attributes(node: NodeProto) -> dict[str, Any]:
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
 
+def operator(proto: NodeProto) -> str:
+    """What a node's rule is found under: `Conv`, or with its domain where that is another: `com.microsoft.Gelu`."""
+    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+
+
 def constant_value(node: NodeProto) -> TensorProto | None:
     """The dense tensor of a Constant node (opset 1-25), None for sparse and string values."""
     attribute = node.attribute[0] if node.attribute else None

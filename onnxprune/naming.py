@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
+from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
-from onnxprune.rules.rule import operator
 
 KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
 
