@@ -59,7 +59,8 @@ def classify(typed: TypedGraph) -> dict[Dim, str]:
     for i, node in enumerate(typed.graph.nodes):
         if node.input and all(n in fixed or not n for n in node.input):
             fixed.update(node.output)
-        _Marks(typed, i, mark, fixed).by_operator(operator(node))
+        if typed.signatures[i].barrier is None:
+            _Marks(typed, i, mark, fixed).by_operator(operator(node))
     return {d: next(k for k in KINDS if k in kinds) for d, kinds in found.items()}
 
 
