@@ -84,7 +84,9 @@ class _Flattener:
     ) -> list[str]:
         """Splice one body between its brackets; returns the names of its results. The brackets carry the owner's `options`."""
         body = a.g
-        local = [i.name for i in body.input] + [t.name for t in body.initializer] + [o for n in body.node for o in n.output]
+        local = (
+            [i.name for i in body.input] + [t.name for t in body.initializer] + [o for n in body.node for o in n.output]
+        )
         names = dict(outer) | {n: self._fresh(n) for n in local if n}
         shell = GraphProto()
         shell.CopyFrom(body)
@@ -154,7 +156,9 @@ def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
     return found
 
 
-def rebuild(nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]) -> tuple[list[NodeProto], dict[str, TensorProto]]:
+def rebuild(
+    nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]
+) -> tuple[list[NodeProto], dict[str, TensorProto]]:
     """The inverse of `flatten`: nodes with bodies, and the initialisers that stay outside of them."""
     outside = dict(tensors)
     frames: list[list[NodeProto]] = [[]]
@@ -179,7 +183,9 @@ def _text(node: NodeProto, name: str) -> str:
     return found.s.decode() if found is not None else ""
 
 
-def _close(enter: NodeProto, leave: NodeProto, nodes: list[NodeProto], outside: dict[str, TensorProto]) -> AttributeProto:
+def _close(
+    enter: NodeProto, leave: NodeProto, nodes: list[NodeProto], outside: dict[str, TensorProto]
+) -> AttributeProto:
     """One body's graph. An output that the body does not make itself, since it was folded, is passed through an Identity."""
     graph, shell = GraphProto(), attribute(enter, SHELL)
     if shell is not None:

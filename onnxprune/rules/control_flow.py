@@ -1,8 +1,9 @@
 """Control flow over the flat node list (see `flow.py`): bodies are typed like everything else, and tied to what goes in and comes out.
 
-    If     both branches' results are the same expressions as the outputs
-    Loop   what is carried is one expression: initial value, body input, body output, result; scan outputs gain a leading axis
-    Scan   states as in Loop; scan inputs lose their scanned axis inside, scan outputs gain one
+If     both branches' results are the same expressions as the outputs
+Loop   what is carried is one expression: initial value, body input, body output,
+        result; scan outputs gain a leading axis
+Scan   states as in Loop; scan inputs lose their scanned axis inside, scan outputs gain one
 """
 
 from __future__ import annotations
