@@ -288,7 +288,9 @@ def _loop_types(given: list[TypeProto | None]) -> list[TypeProto | None]:
 def _control_types(
     node: NodeProto, given: list[TypeProto | None], own: dict[str, Any], facts: Walk
 ) -> list[TypeProto | None]:
-    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before running."""
+    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before
+    running.
+    """
     inputs, count = own.get("flow_inputs", len(given)), len(node.output)
     results = given[inputs:]
     if node.op_type == "If":
@@ -403,8 +405,8 @@ def session(model: ModelProto | bytes, optimise: bool = True, threads: int = 0) 
 
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
-    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length of
-    the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds,
+    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length
+    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds,
         a one first).
     """
     rng = np.random.default_rng(seed)
@@ -435,8 +437,8 @@ def _whole_numbers(graph: Graph, name: str, shape: Shape, rng: np.random.Generat
 
 
 def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
-    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0: none),
-    and the constants that it is compared with.
+    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0:
+    none), and the constants that it is compared with.
     """
     limit, todo, seen = 0, [name], {name}
     known: list[int] = []

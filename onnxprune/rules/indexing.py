@@ -96,7 +96,9 @@ def gather_nd(node: Node) -> None:
 
 
 def scatter_nd(node: Node) -> None:
-    """ScatterND (opset 11-18): the first q axes are indexed, the list of places is fixed, the rest of data and updates agrees."""
+    """ScatterND (opset 11-18): the first q axes are indexed, the list of places is fixed, the rest of data and updates
+    agrees.
+    """
     x, index, updates = node.axes(0), node.axes(1), node.axes(2)
     q = index[-1].size
     for e in (*x[:q], *index):

@@ -222,7 +222,9 @@ class Node:
 
 
 def operator(proto: NodeProto) -> str:
-    """What a node's rule is found under: `Conv`, or with its domain where that is not the default: `com.microsoft.Gelu`."""
+    """What a node's rule is found under: `Conv`, or with its domain where that is not the default:
+    `com.microsoft.Gelu`.
+    """
     return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
 
 

@@ -2,8 +2,8 @@
 data.
 
 Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the
-masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which re-associate sums too. The tolerance is the
-base, or a small multiple of that noise.
+masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which
+re-associate sums too. The tolerance is the base, or a small multiple of that noise.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def surgery_check(
 
 def saturated(typed: TypedGraph, pruned: ModelProto) -> dict[str, str]:
     """Outputs of sigmoids and the like, with the tensor behind each: compared too, since a saturated output hides
-    differences, while its own last digits are the activation's approximation (errors are then relative to its range, 1).
+    differences, while its own last digits are the activation's approximation (errors are then relative to its range,
+    1).
     """
     there = {n for node in pruned.graph.node for n in node.output}
     found: dict[str, str] = {}
@@ -140,8 +141,8 @@ def _largest(
 
 
 def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
-    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that differs, free up to
-    LABEL_MISMATCH.
+    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that
+    differs, free up to LABEL_MISMATCH.
     """
     if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
         return 0.0 if type(want) is type(got) else np.inf
