@@ -22,7 +22,7 @@ from onnxprune import api
 from onnxprune.config import read_config
 from onnxprune.data import load_feeds
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, load, save, write_atomic
+from onnxprune.graph import Graph, blaming, load, save, write_atomic
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
@@ -297,9 +297,10 @@ def _write(result: api.PruneResult, output: Path | None, report: Path | None, pl
 
 
 def _typed(graph: Graph) -> TypedGraph:
-    state = State(graph)
-    PassManager(parse(PREPARE, PASSES)).run(state)
-    return state.typed
+    with blaming(graph):
+        state = State(graph)
+        PassManager(parse(PREPARE, PASSES)).run(state)
+        return state.typed
 
 
 def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[bytes, bytes, list[Feeds]]:

@@ -16,7 +16,7 @@ from onnxprune import cost
 from onnxprune.data import DataLike, load_feeds
 from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, ModelLike, byte_size, load, serialize
+from onnxprune.graph import Graph, ModelLike, blaming, byte_size, load, serialize
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
@@ -129,24 +129,25 @@ def run(
     feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
     lossless = budget is not None and budget.lossless
     steps = parse(passes if passes is not None else LOSSLESS if lossless else DEFAULT, PASSES)
-    shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
-    state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
-    binding = state.facts.binding
-    results = PassManager(steps, verify_each).run(state, progress)
-    typed = state.cuts[0].typed if state.cuts else state.typed
-    done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
-    pruned = state.graph.to_proto()
-    report = _describe(graph, state, typed, pruned, results)
-    batch = batch_size(graph, binding)
-    report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
-    report.options = asdict(budget) if budget else {}
-    if check and not dry_run:
-        random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
-        _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
-        progress("latency")
-        report.latency_ms = latency.bench(
-            _bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed
-        )
+    with blaming(graph):
+        shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
+        state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
+        binding = state.facts.binding
+        results = PassManager(steps, verify_each).run(state, progress)
+        typed = state.cuts[0].typed if state.cuts else state.typed
+        done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
+        pruned = state.graph.to_proto()
+        report = _describe(graph, state, typed, pruned, results)
+        batch = batch_size(graph, binding)
+        report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
+        report.options = asdict(budget) if budget else {}
+        if check and not dry_run:
+            random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+            _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
+            progress("latency")
+            report.latency_ms = latency.bench(
+                _bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed
+            )
     return PruneResult(pruned, done, report)
 
 

@@ -18,10 +18,9 @@ from onnx import helper, numpy_helper
 
 from onnxprune.dims import Dim, Expr, atoms, gather, spread
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import attributes
+from onnxprune.graph import attributes, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.rules import elementwise, movement
-from onnxprune.rules.rule import operator
 
 Values = dict[Dim, NDArray[np.float64]]
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
-from onnxprune.graph import FLOATS
+from onnxprune.graph import FLOATS, operator
 from onnxprune.inference import TypedGraph
-from onnxprune.rules.rule import Axes, Signature, operator
+from onnxprune.rules.rule import Axes, Signature
 
 Sizes = Mapping[Dim, int]
 

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.errors import InputError
+from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.flow import ENTER, flatten, rebuild
 
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
@@ -189,8 +190,37 @@ def load(model: ModelLike) -> Graph:
         raise InputError(f"initialiser {twice!r} is stored twice")
     for name, tensor in graph.constants.items():
         check_tensor(name, tensor)
+    for value in (*graph.shell.graph.input, *graph.shell.graph.output):
+        if value.type.tensor_type.elem_type not in TensorProto.DataType.values():
+            raise InputError(f"{value.name!r} has the unknown type {value.type.tensor_type.elem_type}")
     check_structure(graph)
     return graph
+
+
+@contextmanager
+def blaming(graph: Graph) -> Iterator[None]:
+    """Tell errors of the model from errors of ours: what breaks on a model that the onnx checker refuses
+    is an InputError with the words of the checker. Models that work are not checked, which takes time.
+    """
+    try:
+        yield
+    except OnnxPruneError:
+        raise
+    except Exception as error:
+        flaw = _flaw(graph)
+        if flaw is None:
+            raise
+        raise InputError(f"the model is not valid ONNX: {flaw}") from error
+
+
+def _flaw(graph: Graph) -> Exception | None:
+    try:
+        onnx.checker.check_model(serialize(graph.to_proto()), full_check=True)
+    except EncodeError:  # too large to be checked in one piece
+        return None
+    except Exception as flaw:
+        return flaw
+    return None
 
 
 def _read(model: ModelLike) -> ModelProto:
@@ -313,6 +343,11 @@ def _free_names(body: GraphProto) -> Iterator[str]:
 def attributes(node: NodeProto) -> dict[str, Any]:
     """Attribute values by name, as Python objects."""
     return {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+
+def operator(proto: NodeProto) -> str:
+    """What a node's rule is found under: `Conv`, or with its domain where that is another: `com.microsoft.Gelu`."""
+    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:

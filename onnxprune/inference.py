@@ -19,9 +19,9 @@ from onnx import NodeProto
 
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
-from onnxprune.graph import FLOATS, Graph, captured
+from onnxprune.graph import FLOATS, Graph, captured, operator
 from onnxprune.rules import RULES, elementwise
-from onnxprune.rules.rule import Axes, Node, Signature, operator
+from onnxprune.rules.rule import Axes, Node, Signature
 from onnxprune.trace import Trace
 
 

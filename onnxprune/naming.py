@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
+from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
-from onnxprune.rules.rule import operator
 
 KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
 
@@ -59,7 +59,8 @@ def classify(typed: TypedGraph) -> dict[Dim, str]:
     for i, node in enumerate(typed.graph.nodes):
         if node.input and all(n in fixed or not n for n in node.input):
             fixed.update(node.output)
-        _Marks(typed, i, mark, fixed).by_operator(operator(node))
+        if typed.signatures[i].barrier is None:
+            _Marks(typed, i, mark, fixed).by_operator(operator(node))
     return {d: next(k for k in KINDS if k in kinds) for d, kinds in found.items()}
 
 

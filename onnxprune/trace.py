@@ -20,10 +20,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
+from onnxprune import contrib
 from onnxprune.errors import InputError
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
-from onnxprune.graph import FLOATS, Graph, attributes
+from onnxprune.graph import FLOATS, Graph, attributes, operator
 
 Shape = tuple[int, ...]
 Feeds = dict[str, NDArray[Any]]
@@ -330,11 +331,12 @@ def _with_axis(kind: TypeProto | None, axis: int, length: int | None) -> TypePro
 def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
     if node.op_type in (ENTER, LEAVE) or (node.op_type in CONTROL and attribute(node, OWNER) is not None):
         return _by_flow(node, facts)
+    node = contrib.standard(node)
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
         schema = onnx.defs.get_schema(node.op_type, graph.opsets.get(domain, 1), domain)
     except onnx.defs.SchemaError:
-        return False
+        return _by_contrib(node, facts)
     names = [n for n in node.input if n]
     if any(n not in facts.types for n in names):
         return False
@@ -352,6 +354,18 @@ def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
         return False
     facts.types.update(found)
     return all(facts.shape(n) is not None or not _is_tensor(found.get(n)) for n in node.output if n)
+
+
+def _by_contrib(node: NodeProto, facts: Walk) -> bool:
+    """Types of an operator of ONNX Runtime that onnx has no schema for."""
+    kinds = [facts.types[n].tensor_type.elem_type if n in facts.types else 0 for n in node.input]
+    given = contrib.Given(
+        attributes(node), [facts.shape(n) for n in node.input], kinds, [facts.values.get(n) for n in node.input]
+    )
+    for name, made in zip(node.output, contrib.outputs(node, given) or [], strict=False):
+        if name and made is not None:
+            facts.types[name] = helper.make_tensor_type_proto(made[1], made[0])
+    return all(facts.shape(n) is not None for n in node.output if n)
 
 
 def _is_tensor(kind: TypeProto | None) -> bool:
@@ -445,8 +459,9 @@ def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
     while todo:
         for i, j in graph.consumers.get(todo.pop(), []):
             node = graph.nodes[i]
-            if node.op_type == "Gather" and j == 1 and node.input[0] in graph.constants:
-                length = graph.constants[node.input[0]].dims[attributes(node).get("axis", 0)]
+            table = _INDEXED.get(operator(node), {}).get(j)
+            if table is not None and node.input[table] in graph.constants:
+                length = graph.constants[node.input[table]].dims[attributes(node).get("axis", 0)]
                 limit = min(limit, length) if limit else length
             elif node.op_type == "Equal" and node.input[1 - j] in graph.constants:
                 known += [int(v) for v in graph.array(node.input[1 - j]).reshape(-1)[:1]]
@@ -456,4 +471,9 @@ def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
     return limit, known
 
 
+_INDEXED = {  # operator: its inputs that are indices, and the table that they index
+    "Gather": {1: 0},
+    "com.microsoft.EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
+    "com.microsoft.RotaryEmbedding": {1: 2},
+}
 _MOVES = frozenset(("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"))

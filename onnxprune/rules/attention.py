@@ -68,9 +68,11 @@ def _caches(node: Node, k: Axes, v: Axes) -> None:
 
 
 def rotary_embedding(node: Node) -> None:
-    """RotaryEmbedding (opset 23): X (N, H, S, D) or (N, S, H*D), caches (M, r/2) or (N, S, r/2), r the rotated channels of D.
+    """RotaryEmbedding (opset 23): X (N, H, S, D) or (N, S, H*D), caches (M, r/2) or (N, S, r/2), r the rotated channels
+    of D.
 
-    Pairs of channels turn together: halves are (2, r/2), interleaved ones (r/2, 2); the pairs are a dim, what is not rotated another.
+    Pairs of channels turn together: halves are (2, r/2), interleaved ones (r/2, 2); the pairs are a dim, what is not
+    rotated another.
     """
     x = _heads(node, 0, "num_heads")
     flat = node.rank(0) == 3

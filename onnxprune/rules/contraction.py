@@ -134,7 +134,9 @@ def _letters(term: str, axes: Axes) -> tuple[dict[int, str], Axes]:
 
 
 def deform_conv(node: Node) -> None:
-    """DeformConv (opset 19-22): as Conv, with offsets (N, 2*og*K, *S') and a mask (N, og*K, *S') that carry no channels."""
+    """DeformConv (opset 19-22): as Conv, with offsets (N, 2*og*K, *S') and a mask (N, og*K, *S') that carry no
+    channels.
+    """
     if int(node.attr("offset_group", 1)) != 1:
         raise Barrier("barrier", "DeformConv with groups of offsets")
     x, w = node.axes(0), node.axes(1)

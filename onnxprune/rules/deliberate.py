@@ -1,4 +1,6 @@
-"""Operators that are deliberately not typed, each with its reason, and sources whose entries are told apart by their place."""
+"""Operators that are deliberately not typed, each with its reason, and sources whose entries are told apart by their
+place.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ def counted(node: Node) -> None:
 
 _SOURCES = "Range Constant BlackmanWindow HammingWindow HannWindow MelWeightMatrix"
 _RANDOM = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
-_SEQUENCES = """ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty
-SequenceErase SequenceInsert SequenceLength SplitToSequence"""
+_SEQUENCES = """ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct
+SequenceEmpty SequenceErase SequenceInsert SequenceLength SplitToSequence"""
 _TEXT = "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
 _REASONS = {
     "NonZero": "positions of non-zero entries",

@@ -221,13 +221,6 @@ class Node:
         return out
 
 
-def operator(proto: NodeProto) -> str:
-    """What a node's rule is found under: `Conv`, or with its domain where that is not the default:
-    `com.microsoft.Gelu`.
-    """
-    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
-
-
 Rule = Callable[[Node], None]
 Table = dict[str, Rule]
 
