@@ -5,9 +5,10 @@
     BodyLeave (token, body outputs ...) -> results
     If / Loop / Scan (own inputs ..., results of all bodies ...)
 
-Everything that works on node lists (tracing, inference, surgery, masking, dead code) then works inside bodies too. Names that two bodies share are
-made unique. What a body carries besides nodes (its name, types, doc string) waits in the BodyEnter's attribute `shell`; its initialisers are listed
-there and go back where they came from. Other operators with bodies are left as they are.
+Everything that works on node lists (tracing, inference, surgery, masking, dead code) then works inside bodies too.
+Names that two bodies share are made unique. What a body carries besides nodes (its name, types, doc string) waits in
+the BodyEnter's attribute `shell`; its initialisers are listed there and go back where they came from. Other operators
+with bodies are left as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def has_bodies(nodes: Iterable[NodeProto]) -> bool:
 
 
 def flatten(graph: GraphProto) -> tuple[tuple[NodeProto, ...], dict[str, TensorProto]]:
-    """Nodes and initialisers of a graph with all bodies spliced in. The graph is not changed; nodes without bodies are shared with it."""
+    """Nodes and initialisers of a graph with all bodies spliced in. The graph is not changed; nodes without bodies are
+    shared with it.
+    """
     tensors = {t.name: t for t in graph.initializer}
     if not has_bodies(graph.node):
         return tuple(graph.node), tensors
@@ -82,9 +85,13 @@ class _Flattener:
         outer: Mapping[str, str],
         options: Sequence[AttributeProto],
     ) -> list[str]:
-        """Splice one body between its brackets; returns the names of its results. The brackets carry the owner's `options`."""
+        """Splice one body between its brackets; returns the names of its results. The brackets carry the owner's
+        `options`.
+        """
         body = a.g
-        local = [i.name for i in body.input] + [t.name for t in body.initializer] + [o for n in body.node for o in n.output]
+        local = (
+            [i.name for i in body.input] + [t.name for t in body.initializer] + [o for n in body.node for o in n.output]
+        )
         names = dict(outer) | {n: self._fresh(n) for n in local if n}
         shell = GraphProto()
         shell.CopyFrom(body)
@@ -154,7 +161,9 @@ def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
     return found
 
 
-def rebuild(nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]) -> tuple[list[NodeProto], dict[str, TensorProto]]:
+def rebuild(
+    nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]
+) -> tuple[list[NodeProto], dict[str, TensorProto]]:
     """The inverse of `flatten`: nodes with bodies, and the initialisers that stay outside of them."""
     outside = dict(tensors)
     frames: list[list[NodeProto]] = [[]]
@@ -179,8 +188,12 @@ def _text(node: NodeProto, name: str) -> str:
     return found.s.decode() if found is not None else ""
 
 
-def _close(enter: NodeProto, leave: NodeProto, nodes: list[NodeProto], outside: dict[str, TensorProto]) -> AttributeProto:
-    """One body's graph. An output that the body does not make itself, since it was folded, is passed through an Identity."""
+def _close(
+    enter: NodeProto, leave: NodeProto, nodes: list[NodeProto], outside: dict[str, TensorProto]
+) -> AttributeProto:
+    """One body's graph. An output that the body does not make itself, since it was folded, is passed through an
+    Identity.
+    """
     graph, shell = GraphProto(), attribute(enter, SHELL)
     if shell is not None:
         graph.CopyFrom(shell.g)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -147,12 +148,14 @@ def _shapes(facts: Walk) -> Iterator[tuple[str, Shape]]:
 def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding]]:
     """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
     free = any(not d.dim_value for v in graph.inputs for d in v.type.tensor_type.shape.dim)
-    for attempt in range(max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if free else 1):
+    attempts = max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if free else 1
+    for attempt, states in product(range(attempts), (False, True) if _has_states(graph) else (False,)):
         sizes: dict[str, tuple[int, int]] = {}
         pair: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
         for value in graph.inputs:
             dims = value.type.tensor_type.shape.dim
-            picked = [_pick(value.name, axis, len(dims), dim, attempt, sizes) for axis, dim in enumerate(dims)]
+            state = states and _is_state(value)
+            picked = [_pick(value.name, axis, len(dims), dim, attempt, sizes, state) for axis, dim in enumerate(dims)]
             if value.name in known:
                 picked = [
                     (n, n if a == b else n + (b - a)) for n, (a, b) in zip(known[value.name], picked, strict=False)
@@ -162,12 +165,22 @@ def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding
         yield Binding(pair[0]), Binding(pair[1])
 
 
+def _has_states(graph: Graph) -> bool:
+    return any(map(_is_state, graph.inputs))
+
+
+def _is_state(value: onnx.ValueInfoProto) -> bool:
+    """An input like (layers, ?, hidden): its nameless axis may be the batch."""
+    dims = value.type.tensor_type.shape.dim
+    return len(dims) > 1 and dims[0].dim_value > 0 and any(not d.dim_value and not d.dim_param for d in dims)
+
+
 def _pick(
-    name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]]
+    name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]], state: bool
 ) -> tuple[int, int]:
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return dim.dim_value, dim.dim_value
-    if axis == 0:
+    if axis == 0 or (state and not dim.dim_param):
         picked = BATCH_SIZES
     else:
         table = IMAGE_SIZES if rank >= 4 else LENGTH_SIZES
@@ -276,7 +289,9 @@ def _loop_types(given: list[TypeProto | None]) -> list[TypeProto | None]:
 def _control_types(
     node: NodeProto, given: list[TypeProto | None], own: dict[str, Any], facts: Walk
 ) -> list[TypeProto | None]:
-    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before running."""
+    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before
+    running.
+    """
     inputs, count = own.get("flow_inputs", len(given)), len(node.output)
     results = given[inputs:]
     if node.op_type == "If":
@@ -404,8 +419,9 @@ def session(model: ModelProto | bytes, optimise: bool = True, threads: int = 0) 
 
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
-    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length of
-    the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds, a one first).
+    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length
+    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds,
+        a one first).
     """
     rng = np.random.default_rng(seed)
     draw = rng.random if seed % 2 else rng.standard_normal
@@ -435,8 +451,8 @@ def _whole_numbers(graph: Graph, name: str, shape: Shape, rng: np.random.Generat
 
 
 def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
-    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0: none),
-    and the constants that it is compared with.
+    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0:
+    none), and the constants that it is compared with.
     """
     limit, todo, seen = 0, [name], {name}
     known: list[int] = []

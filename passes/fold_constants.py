@@ -57,7 +57,9 @@ def _taken_branches(state: State) -> Graph:
     graph = state.graph
     taken: dict[str, str] = {}
     for node in graph.nodes:
-        cond = state.facts.static(node.input[0]) if node.op_type == "If" and attribute(node, OWNER) is not None else None
+        cond = (
+            state.facts.static(node.input[0]) if node.op_type == "If" and attribute(node, OWNER) is not None else None
+        )
         if cond is not None and cond.size == 1:
             taken[attributes(node)[OWNER].decode()] = "then_branch" if cond.item() else "else_branch"
     if not taken:
@@ -89,7 +91,8 @@ def _straight(node: NodeProto, own: dict[str, Any], branch: str) -> list[NodePro
 
 def _is_first(node: NodeProto, own: dict[str, Any], branch: str) -> bool:
     """Whether the results of `branch` come first among an If's inputs; they are named after their branch."""
-    return node.input[own[INPUTS]].startswith(f"{own[OWNER].decode()}.{branch}")
+    first: str = node.input[own[INPUTS]]
+    return first.startswith(f"{own[OWNER].decode()}.{branch}")
 
 
 def _without_aliases(graph: Graph) -> Graph:

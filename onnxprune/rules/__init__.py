@@ -6,6 +6,7 @@ from onnxprune.rules import (
     attention,
     contraction,
     control_flow,
+    deliberate,
     elementwise,
     indexing,
     movement,
@@ -25,4 +26,5 @@ RULES: Table = {
     **recurrent.TABLE,
     **attention.TABLE,
     **control_flow.TABLE,
+    **deliberate.TABLE,
 }

@@ -67,4 +67,36 @@ def _caches(node: Node, k: Axes, v: Axes) -> None:
             node.out([side[0], side[1], node.fixed(node.out_shape(out)[2], "normalised"), side[3]], out)
 
 
-TABLE: Table = {"Attention": attention}
+def rotary_embedding(node: Node) -> None:
+    """RotaryEmbedding (opset 23): X (N, H, S, D) or (N, S, H*D), caches (M, r/2) or (N, S, r/2), r the rotated channels
+    of D.
+
+    Pairs of channels turn together: halves are (2, r/2), interleaved ones (r/2, 2); the pairs are a dim, what is not
+    rotated another.
+    """
+    x = _heads(node, 0, "num_heads")
+    flat = node.rank(0) == 3
+    rotated = int(node.attr("rotary_embedding_dim", 0)) or x[3].size
+    turned, _ = node.space.split(x[3], rotated)
+    if node.attr("interleaved", 0):
+        pairs, two = node.space.factor(turned, 2)
+    else:
+        two, pairs = node.space.factor(turned, rotated // 2)
+    node.freeze(two, "structure")
+    for i in (1, 2):
+        cache = node.axes(i)
+        node.unify(cache[-1], pairs)
+        for e in cache[:-1]:
+            node.freeze(e, "index")
+    node.freeze(x[2], "index")
+    if node.has(3):
+        for e in node.axes(3):
+            node.freeze(e, "index")
+    node.out(list(node.axes(0)))
+    if flat:
+        node.edit("num_heads", x[1], scalar=True)
+    if rotated < x[3].size:
+        node.edit("rotary_embedding_dim", turned, scalar=True)
+
+
+TABLE: Table = {"Attention": attention, "RotaryEmbedding": rotary_embedding}

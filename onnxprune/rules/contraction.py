@@ -5,6 +5,8 @@ The summed axis of the data and of the weights are one expression (`read`), the 
 
 from __future__ import annotations
 
+import math
+
 from onnxprune.dims import Expr
 from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
@@ -131,4 +133,59 @@ def _letters(term: str, axes: Axes) -> tuple[dict[int, str], Axes]:
     return letters, axes[len(head) : cut]
 
 
-TABLE: Table = {"Conv": conv, "ConvTranspose": conv_transpose, "Gemm": gemm, "MatMul": matmul, "Einsum": einsum}
+def deform_conv(node: Node) -> None:
+    """DeformConv (opset 19-22): as Conv, with offsets (N, 2*og*K, *S') and a mask (N, og*K, *S') that carry no
+    channels.
+    """
+    if int(node.attr("offset_group", 1)) != 1:
+        raise Barrier("barrier", "DeformConv with groups of offsets")
+    x, w = node.axes(0), node.axes(1)
+    inner = _group_inputs(node, x, w[0], w[1].size)
+    node.unify(inner, w[1])
+    if node.has(3):
+        node.unify(node.axes(3)[0], w[0])
+    for e in (*x[2:], *w[2:]):
+        node.freeze(e, "spatial")
+    node.out([x[0], w[0], *(node.fixed(n, "spatial") for n in node.out_shape()[2:])])
+    node.read(0, 1, partner=(1, 1), expr=inner)
+
+
+def causal_conv(node: Node) -> None:
+    """CausalConvWithState (opset 27): depthwise, X (N, C, L), W (C, 1, k), B (C,), states (N, C, k-1)."""
+    x, w = node.axes(0), node.axes(1)
+    node.unify(x[1], w[0])
+    for e in (x[2], w[2]):
+        node.freeze(e, "kernel")
+    if node.has(2):
+        node.unify(node.axes(2)[0], x[1])
+    if node.has(3):
+        for a, b in zip(node.axes(3)[:2], x[:2], strict=True):
+            node.unify(a, b)
+        node.freeze(node.axes(3)[2], "kernel")
+    node.out(list(x))
+    if len(node.proto.output) > 1:
+        node.out([x[0], x[1], node.fixed(node.out_shape(1)[2], "kernel")], 1)
+
+
+def col2im(node: Node) -> None:
+    """Col2Im (opset 18): X (N, C*blocks, L) -> Y (N, C, *image)."""
+    block = node.ints("block_shape", 2)
+    if block is None:
+        raise Barrier("operand", "block_shape")
+    x = node.axes(0)
+    channels, entries = node.space.factor(x[1], math.prod(block))
+    for e in (entries, x[2]):
+        node.freeze(e, "spatial")
+    node.out([x[0], channels, *(node.fixed(n, "spatial") for n in node.out_shape()[2:])])
+
+
+TABLE: Table = {
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "DeformConv": deform_conv,
+    "CausalConvWithState": causal_conv,
+    "Col2Im": col2im,
+    "Gemm": gemm,
+    "MatMul": matmul,
+    "Einsum": einsum,
+}

@@ -1,8 +1,10 @@
-"""Control flow over the flat node list (see `flow.py`): bodies are typed like everything else, and tied to what goes in and comes out.
+"""Control flow over the flat node list (see `flow.py`): bodies are typed like everything else, and tied to what goes in
+and comes out.
 
-    If     both branches' results are the same expressions as the outputs
-    Loop   what is carried is one expression: initial value, body input, body output, result; scan outputs gain a leading axis
-    Scan   states as in Loop; scan inputs lose their scanned axis inside, scan outputs gain one
+If     both branches' results are the same expressions as the outputs
+Loop   what is carried is one expression: initial value, body input, body output,
+        result; scan outputs gain a leading axis
+Scan   states as in Loop; scan inputs lose their scanned axis inside, scan outputs gain one
 """
 
 from __future__ import annotations
@@ -75,7 +77,9 @@ def branch(node: Node) -> None:
 
 
 def loop(node: Node) -> None:
-    """Loop (opset 1-25): inputs M, condition, carried values; results are the condition, carried values, scan outputs."""
+    """Loop (opset 1-25): inputs M, condition, carried values; results are the condition, carried values, scan
+    outputs.
+    """
     own = int(node.attr("flow_inputs", len(node.proto.input)))
     if own == len(node.proto.input):
         raise Barrier("control-flow", "Loop")

@@ -54,7 +54,7 @@ _SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike
 Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
 Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
 _BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-Mean Min Mod Mul Or Pow Sub Sum Where Xor"""
+Mean Min Mod Mul Or Pow Sub Sum SwiGLU Where Xor"""
 
 TABLE: Table = {
     **dict.fromkeys(_SAME.split(), same),

@@ -96,7 +96,9 @@ def gather_nd(node: Node) -> None:
 
 
 def scatter_nd(node: Node) -> None:
-    """ScatterND (opset 11-18): the first q axes are indexed, the list of places is fixed, the rest of data and updates agrees."""
+    """ScatterND (opset 11-18): the first q axes are indexed, the list of places is fixed, the rest of data and updates
+    agrees.
+    """
     x, index, updates = node.axes(0), node.axes(1), node.axes(2)
     q = index[-1].size
     for e in (*x[:q], *index):
@@ -167,22 +169,59 @@ def constant_of_shape(node: Node) -> None:
     node.out(list(out))
 
 
-def counted(node: Node) -> None:
-    """Range, Constant with a value that is not a dense tensor: entries are told apart by their place."""
-    node.out([node.fixed(n, "index") for n in node.out_shape()])
+def compress(node: Node) -> None:
+    """Compress (opset 9-11): entries of `axis` are chosen by a condition."""
+    if "axis" not in node.attrs:
+        raise Barrier("index", "Compress of the flattened tensor")
+    x, at = node.axes(0), node.axis()
+    node.freeze(x[at], "index")
+    node.freeze(node.axes(1)[0], "index")
+    node.out([node.fixed(node.out_shape()[at], "index") if k == at else e for k, e in enumerate(x)])
 
 
-def control_flow(node: Node) -> None:
-    raise Barrier("control-flow", node.proto.op_type)
+def tensor_scatter(node: Node) -> None:
+    """TensorScatter (opset 24): an update is written at positions of `axis`, by sample; other axes agree."""
+    x, update, at = node.axes(0), node.axes(1), node.axis(-2)
+    for k, (a, b) in enumerate(zip(x, update, strict=True)):
+        if k in (0, at):
+            node.freeze(a, "index")
+            node.freeze(b, "index")
+        else:
+            node.unify(a, b)
+    if node.has(2):
+        node.freeze(node.axes(2)[0], "index")
+    node.out(list(x))
 
 
-def barrier(detail: str) -> object:
-    """An operator that is deliberately not typed."""
+def resized_by_center(node: Node) -> None:
+    """CenterCropPad (opset 18): axes whose size changes are frozen, the others go through."""
+    x, shape = node.axes(0), node.out_shape()
+    axes = [a % len(x) for a in node.attr("axes", range(len(x)))]
+    wanted = node.traced(1)
+    for k in axes:
+        node.freeze(x[k], "spatial")
+    if wanted is None:
+        raise Barrier("operand", "shape")
+    node.out([node.fixed(shape[k], "spatial") if k in axes else e for k, e in enumerate(x)])
 
-    def rule(node: Node) -> None:
-        raise Barrier("barrier", detail)
 
-    return rule
+def transform(node: Node) -> None:
+    """DFT (opset 17-20): entries of the transformed axis are mixed, the last axis is real and imaginary part."""
+    x, shape = node.axes(0), node.out_shape()
+    value = node.ints("axis", 2)
+    at = (value[0] if value else int(node.attr("axis", 1 if node.opset < 20 else -2))) % len(x)
+    for e in (x[at], x[-1]):
+        node.freeze(e, "normalised")
+    changed = (at, len(x) - 1)
+    node.out([node.fixed(shape[k], "index") if k in changed else e for k, e in enumerate(x)])
+
+
+def last_two(node: Node) -> None:
+    """Det (opset 11-22): one number for each square matrix of the last two axes."""
+    x = node.axes(0)
+    for e in x[-2:]:
+        node.freeze(e, "normalised")
+    node.out(list(x[:-2]))
 
 
 TABLE: Table = {
@@ -200,12 +239,10 @@ TABLE: Table = {
     "Shape": measure,
     "Size": measure,
     "ConstantOfShape": constant_of_shape,
-    "Range": counted,
-    "Constant": counted,
-    "SequenceMap": control_flow,
-    "NonZero": barrier("positions of non-zero entries"),  # type: ignore[dict-item]
-    "MaxUnpool": barrier("its indices number the whole tensor"),  # type: ignore[dict-item]
-    "NonMaxSuppression": barrier("boxes are picked by number"),  # type: ignore[dict-item]
-    "Unique": barrier("positions of unique entries"),  # type: ignore[dict-item]
-    "DynamicQuantizeLinear": barrier("one scale for all units"),  # type: ignore[dict-item]
+    "Compress": compress,
+    "TensorScatter": tensor_scatter,
+    "CenterCropPad": resized_by_center,
+    "DFT": transform,
+    "Det": last_two,
+    "CumProd": ordered(0, "input"),  # type: ignore[dict-item]
 }

@@ -2,8 +2,8 @@
 data.
 
 Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the
-masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which re-associate sums too. The tolerance is the
-base, or a small multiple of that noise.
+masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which
+re-associate sums too. The tolerance is the base, or a small multiple of that noise.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOLERANCE_HALF = 2e-2  # float16 and bfloat16 carry 11 and 8 bits
 NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
 NOISE_LIMIT = 5e-3  # above this, noise is no excuse
 EPSILON = 2.0**-23  # of float32
-SMALLEST = 1e-6  # outputs below this are what saturated activations leave; their inputs are compared instead
+SMALLEST = 1e-6  # outputs below this are taken for rounding of zero
 SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
 MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
 LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may flip where two scores tie
@@ -57,31 +57,36 @@ def surgery_check(
     """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is
     checked too.
     """
-    names = [o.name for o in typed.graph.outputs] + saturated(typed, pruned)
+    behind = saturated(typed, pruned)
+    names = [o.name for o in typed.graph.outputs] + [n for n in behind.values() if n not in behind]
     reference = _watched(masked_original(typed, masks, original), names)
     want, got = _outputs(reference, feeds), _outputs(_watched(pruned, names), feeds)
-    error, worst = _largest(want, got, names)
+    floors = [1.0 if n in behind else SMALLEST for n in names]
+    error, worst = _largest(want, got, names, floors)
     tolerance = _base(want)
     if not _says_something(want):
         return SurgeryCheck(False, float(error), tolerance, "any output: none is finite on these inputs (give --data)")
     if tolerance < error <= NOISE_LIMIT:
-        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, names))
+        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, names, floors))
     passed = bool(error <= tolerance)
     return SurgeryCheck(passed, float(error), tolerance, "" if passed else worst)
 
 
-def saturated(typed: TypedGraph, pruned: ModelProto) -> list[str]:
-    """Inputs of sigmoids and the like behind the outputs: compared too, since a saturated output hides differences."""
+def saturated(typed: TypedGraph, pruned: ModelProto) -> dict[str, str]:
+    """Outputs of sigmoids and the like, with the tensor behind each: compared too, since a saturated output hides
+    differences, while its own last digits are the activation's approximation (errors are then relative to its range,
+    1).
+    """
     there = {n for node in pruned.graph.node for n in node.output}
-    found: list[str] = []
+    found: dict[str, str] = {}
     for output in typed.graph.outputs:
         name = output.name
         while (i := typed.graph.producer.get(name)) is not None and typed.graph.nodes[i].op_type in MOVES:
             name = typed.graph.nodes[i].input[0]
         node = typed.graph.nodes[i] if i is not None else None
         if node is not None and node.op_type in SATURATING and node.input[0] in there:
-            found += [node.input[0]] if all(map(is_frozen, typed.axes.get(node.input[0], []))) else []
-    return list(dict.fromkeys(found))
+            found |= {output.name: node.input[0]} if all(map(is_frozen, typed.axes.get(node.input[0], []))) else {}
+    return found
 
 
 def _watched(model: ModelProto, names: Sequence[str]) -> bytes:
@@ -94,10 +99,16 @@ def _watched(model: ModelProto, names: Sequence[str]) -> bytes:
     return data
 
 
-def _noise(model: bytes, feeds: Sequence[Feeds], want: Sequence[Sequence[Any]], names: Sequence[str]) -> float:
+def _noise(
+    model: bytes,
+    feeds: Sequence[Feeds],
+    want: Sequence[Sequence[Any]],
+    names: Sequence[str],
+    floors: Sequence[float],
+) -> float:
     """How far rounding alone moves the outputs: without optimisations, and with inputs off by one part in 2^23."""
-    plain, _ = _largest(want, _outputs(model, feeds, optimise=False), names)
-    moved, _ = _largest(want, _outputs(model, [_nudged(f) for f in feeds]), names)
+    plain, _ = _largest(want, _outputs(model, feeds, optimise=False), names, floors)
+    moved, _ = _largest(want, _outputs(model, [_nudged(f) for f in feeds]), names, floors)
     return max(plain, moved)
 
 
@@ -118,18 +129,20 @@ def _outputs(model: bytes, feeds: Sequence[Feeds], optimise: bool = True) -> lis
     return [list(made.run(None, f)) for f in feeds]
 
 
-def _largest(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], names: Sequence[str]) -> tuple[float, str]:
+def _largest(
+    want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], names: Sequence[str], floors: Sequence[float]
+) -> tuple[float, str]:
     rows = [
-        (relative_error(a, b), f"output {name!r}, input {k}")
+        (relative_error(a, b, floor), f"output {name!r}, input {k}")
         for k, (left, right) in enumerate(zip(want, got, strict=True))
-        for name, a, b in zip(names, left, right, strict=True)
+        for name, floor, a, b in zip(names, floors, left, right, strict=True)
     ]
     return max(rows, key=lambda r: r[0], default=(0.0, ""))
 
 
-def relative_error(want: Any, got: Any) -> float:
-    """Largest difference over the largest finite entry of `want`; integers: the share that differs, free up to
-    LABEL_MISMATCH.
+def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
+    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that
+    differs, free up to LABEL_MISMATCH.
     """
     if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
         return 0.0 if type(want) is type(got) else np.inf
@@ -146,7 +159,7 @@ def relative_error(want: Any, got: Any) -> float:
         return np.inf
     if odd.all():
         return 0.0
-    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), SMALLEST))
+    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), floor))
 
 
 def _base(outputs: Sequence[Sequence[NDArray[Any]]]) -> float:

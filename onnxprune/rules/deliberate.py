@@ -1,0 +1,56 @@
+"""Operators that are deliberately not typed, each with its reason, and sources whose entries are told apart by their
+place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onnxprune.errors import Barrier
+from onnxprune.rules.rule import Node, Rule, Table
+
+
+@dataclass(frozen=True)
+class Deliberate:
+    """A barrier: all that the node touches is frozen."""
+
+    detail: str
+    code: str = "barrier"
+
+    def __call__(self, node: Node) -> None:
+        raise Barrier(self.code, f"{node.proto.op_type}: {self.detail}")
+
+
+def counted(node: Node) -> None:
+    """Entries are told apart by their place: every axis of the output is fixed, inputs are numbers."""
+    node.out([node.fixed(n, "index") for n in node.out_shape()])
+
+
+_SOURCES = "Range Constant BlackmanWindow HammingWindow HannWindow MelWeightMatrix"
+_RANDOM = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
+_SEQUENCES = """ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct
+SequenceEmpty SequenceErase SequenceInsert SequenceLength SplitToSequence"""
+_TEXT = "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
+_REASONS = {
+    "NonZero": "positions of non-zero entries",
+    "MaxUnpool": "its indices number the whole tensor",
+    "NonMaxSuppression": "boxes are picked by number",
+    "Unique": "positions of unique entries",
+    "AffineGrid": "rows and columns are coordinates",
+    "EyeLike": "rows and columns are compared by number",
+    "ImageDecoder": "it reads a file's bytes",
+    "NegativeLogLikelihoodLoss": "classes are picked by number",
+    "SoftmaxCrossEntropyLoss": "classes are picked by number",
+    "STFT": "a frame is transformed as a whole",
+    "LinearAttention": "the state that it carries mixes key and value channels",
+}
+
+TABLE: Table = {
+    **dict.fromkeys(_SOURCES.split(), counted),
+    **dict.fromkeys(_RANDOM.split(), Deliberate("random numbers cannot be compared")),
+    **dict.fromkeys(_SEQUENCES.split(), Deliberate("tensors of one sequence may differ in shape", "sequence")),
+    **dict.fromkeys(_TEXT.split(), Deliberate("it works on text")),
+    **{name: Deliberate(detail) for name, detail in _REASONS.items()},
+    "SequenceMap": Deliberate("its body is applied to a sequence", "sequence"),
+}
+__all__ = ["TABLE", "Deliberate", "Rule", "counted"]
