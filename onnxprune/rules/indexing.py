@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from onnxprune.dims import Expr, is_frozen, product, total
 from onnxprune.errors import Barrier
+from onnxprune.rules.movement import regroup
 from onnxprune.rules.rule import Axes, Bound, Node, Table
 
 MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
@@ -31,36 +32,33 @@ def gather(node: Node) -> None:
         node.edit(1, Bound(x[at], k), when=(x[at],))
         node.space.split(node.space.split(x[at], k)[1], 1)
         middle = []
-    elif picked := _picked(node, x[at], value % x[at].size):
-        middle = picked
-        node.freeze(index[0], "structure", "an index list")
+    elif value.size > 1 and (picked := _picked(node, x[at], value.reshape(-1) % x[at].size)) is not None:
+        middle = [picked] if value.ndim == 1 else regroup(node, [picked], value.shape)
+        node.renumber(1, x[at], middle)
+        for e in index:
+            node.freeze(e, "structure", "an index list")
     else:
         node.freeze(x[at], "picked")
         middle = index
     node.out([*x[:at], *middle, *x[at + 1 :]])
 
 
-def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Axes | None:
+def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Expr | None:
     """The axis that a constant index list makes of `axis`, or None."""
-    if index.ndim != 1 or index.size < 2:
-        return None
     steps = np.flatnonzero(np.diff(index) != 1) + 1
     if len(steps) < MAX_RUNS:
         runs = [(int(r[0]), len(r)) for r in np.split(index, steps)]
-        node.renumber(1, axis)
-        return [total(*(node.space.split(node.space.split(axis, start)[1], n)[0] for start, n in runs))]
+        return total(*(node.space.split(node.space.split(axis, start)[1], n)[0] for start, n in runs))
     stride = int(index[1] - index[0])
     if stride > 0 and axis.size % stride == 0:
         grid = np.arange(axis.size).reshape(-1, stride)
         if index.size == axis.size and np.array_equal(index, grid.T.reshape(-1)):
             outer, inner = node.space.factor(axis, stride)
-            node.renumber(1, axis)
-            return [product(inner, outer)]
+            return product(inner, outer)
         if index.size == axis.size // stride and index[0] < stride and np.array_equal(index, grid[:, index[0]]):
             outer, inner = node.space.factor(axis, stride)
             node.freeze(inner, "picked")
-            node.renumber(1, axis)
-            return [outer]
+            return outer
     return None
 
 
