@@ -390,7 +390,7 @@ _ZERO = """AveragePool LpPool GlobalLpPool ReduceSum ReduceL1 ReduceL2 ReduceSum
 GridSample LRN LpNormalization CumSum Trilu RoiAlign MaxRoiPool"""
 _KEPT = "MaxPool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax ReduceMin"
 _TABLE: dict[str, Row] = {
-    **dict.fromkeys((n for n, rule in elementwise.TABLE.items() if rule is not elementwise.quantize), _pointwise),
+    **dict.fromkeys(elementwise.TABLE, _pointwise),
     **dict.fromkeys(_MOVED, _moved),
     **dict.fromkeys(_ZERO.split(), _zeros),
     **dict.fromkeys(_KEPT.split(), _kept),
