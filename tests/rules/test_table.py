@@ -31,8 +31,6 @@ OTHER_REASONS = [
         .replace("<float[4,1] A>", "<float[4,1] A, int64[1] s = {-1}>"), "", "y:0=dynamic"),
     Row("Foo", "custom operator", vector("f = com.example.Foo(h) k = MatMul(x, C) g = Add(k, f)", "float[4,8] C"), "",
         "A:1=no-rule C:1=shape-unknown", runs=False),
-    Row("Bernoulli", "standard operator without a rule", tokens("g = Bernoulli(h)"), "", "A:1=no-rule B:0=no-rule",
-        runs=False),
     Row("MatMul", "broken model", vector("g = Identity(h)").replace("[8,3] B", "[6,3] B"), "", "A:1=rule-mismatch",
         runs=False),
 ]  # fmt: skip
