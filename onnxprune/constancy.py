@@ -161,19 +161,18 @@ def _apply(c: Constancy, i: int, args: list[NDArray[np.float64]]) -> NDArray[np.
     return made
 
 
-def _zeros(c: Constancy, i: int, inputs: Sequence[int] = (0,), any_zero: bool = False) -> dict[int, Values]:
-    """Zero stays zero: in all of `inputs` that carry the dim, or (for products) in any of them."""
-    return {0: {d: np.where(v == 0, 0.0, np.nan) for d, v in _merge(c, i, inputs, any_zero).items()}}
+def _zeros(c: Constancy, i: int, inputs: Sequence[int] = (0,)) -> dict[int, Values]:
+    """Zero stays zero, in all of `inputs` that carry the dim."""
+    return {0: {d: np.where(v == 0, 0.0, np.nan) for d, v in _merge(c, i, inputs).items()}}
 
 
-def _merge(c: Constancy, i: int, inputs: Sequence[int], any_zero: bool = False) -> Values:
+def _merge(c: Constancy, i: int, inputs: Sequence[int]) -> Values:
+    given = c.typed.signatures[i].inputs
     made: Values = {}
     for d in c.out_dims(i):
-        carriers = [j for j in inputs if d in single_dims(c.typed.signatures[i].inputs[j] or [])]
+        carriers = [j for j in inputs if j < len(given) and d in single_dims(given[j] or [])]
         found = [c.at(i, j).get(d, np.full(d.size, np.nan)) for j in carriers]
-        if found and any_zero:
-            made[d] = np.where(np.any([v == 0 for v in found], axis=0), 0.0, np.nan)
-        elif found:
+        if found:
             made[d] = np.where(np.all([v == found[0] for v in found], axis=0), found[0], np.nan)
     return made
 
@@ -223,7 +222,7 @@ def _product(c: Constancy, i: int) -> dict[int, Values]:
     node = c.typed.graph.nodes[i]
     bias = c.at(i, 2) if len(node.input) > 2 else {}
     biased = len(node.input) > 2 and node.input[2] != ""
-    made = _merge(c, i, (0, 1), any_zero=True)
+    made = _zero_operands(c, i)
     for d, dead in dead_outputs(c, i).items():
         made[d] = np.where(dead | (made.get(d, np.full(d.size, np.nan)) == 0), 0.0, np.nan)
     if biased:
@@ -236,6 +235,22 @@ def _product(c: Constancy, i: int) -> dict[int, Values]:
             if d in carried and d in bias and d in axis
         }
     return {0: made}
+
+
+def _zero_operands(c: Constancy, i: int) -> Values:
+    """A unit that is zero in an operand is zero in the product, if it lies on an axis that goes through to the output
+    (a weight that is tied to its own input carries the same dim on the axis that is summed).
+    """
+    signature = c.typed.signatures[i]
+    summed = {place for r in signature.reads for place in ((r.input, r.axis), r.partner)}
+    made: Values = {}
+    for d in c.out_dims(i):
+        places = ((j, single_dims(signature.inputs[j] or []).get(d)) for j in range(min(2, len(signature.inputs))))
+        carriers = [j for j, axis in places if axis is not None and (j, axis) not in summed]
+        zeros = [c.at(i, j).get(d, np.full(d.size, np.nan)) == 0 for j in carriers]
+        if zeros:
+            made[d] = np.where(np.any(zeros, axis=0), 0.0, np.nan)
+    return made
 
 
 def dead_outputs(c: Constancy, i: int) -> dict[Dim, NDArray[np.bool_]]:
@@ -278,8 +293,11 @@ def _dead_channels(c: Constancy, i: int, w: NDArray[Any], live: NDArray[np.bool_
 
 def _batch_norm(c: Constancy, i: int) -> dict[int, Values]:
     """scale * (x - mean) / sqrt(variance + epsilon) + bias, for constant x or zero scale."""
-    epsilon = float(attributes(c.typed.graph.nodes[i]).get("epsilon", 1e-5))
+    attrs = attributes(c.typed.graph.nodes[i])
+    epsilon = float(attrs.get("epsilon", 1e-5))
     made: Values = {}
+    if attrs.get("training_mode", 0):
+        return {}
     for d in c.out_dims(i):
         unknown = np.full(d.size, np.nan)
         x = c.at(i, 0).get(d, unknown)
@@ -372,7 +390,7 @@ _ZERO = """AveragePool LpPool GlobalLpPool ReduceSum ReduceL1 ReduceL2 ReduceSum
 GridSample LRN LpNormalization CumSum Trilu RoiAlign MaxRoiPool"""
 _KEPT = "MaxPool GlobalAveragePool GlobalMaxPool ReduceMean ReduceMax ReduceMin"
 _TABLE: dict[str, Row] = {
-    **dict.fromkeys((n for n, rule in elementwise.TABLE.items() if rule is not elementwise.quantize), _pointwise),
+    **dict.fromkeys(elementwise.TABLE, _pointwise),
     **dict.fromkeys(_MOVED, _moved),
     **dict.fromkeys(_ZERO.split(), _zeros),
     **dict.fromkeys(_KEPT.split(), _kept),
@@ -390,7 +408,7 @@ _TABLE: dict[str, Row] = {
     "LSTM": _recurrent,
     "GRU": _recurrent,
     "RNN": _recurrent,
-    "Attention": lambda c, i: _zeros(c, i, (2,)),
+    "Attention": lambda c, i: _zeros(c, i, (2, 5)),  # values and their past
     "ConstantOfShape": _filled,
     "BodyLeave": _left,
     "If": _branches,

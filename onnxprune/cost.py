@@ -1,5 +1,5 @@
-"""What a graph costs, as polynomials over dim sizes: parameters (float elements stored) and MACs (multiply-accumulates
-of products).
+"""What a graph costs, as polynomials over dim sizes: parameters (stored floats, and integers that stand for reals) and
+MACs (multiply-accumulates of products).
 
 Each term is a coefficient times a product of axis sizes, so a budget is solved by evaluating these at other sizes; no
 graph is touched.
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
-from onnxprune.graph import FLOATS, operator
+from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
+from onnxprune.quantization import product_operands, stands_for_reals
 from onnxprune.rules.rule import Axes, Signature
 
 Sizes = Mapping[Dim, int]
@@ -54,10 +55,10 @@ class Polynomial:
 
 
 def params(typed: TypedGraph) -> Polynomial:
-    """Float elements stored, by tensor."""
+    """Stored elements by tensor: floats, and integers that are dequantised or used in quantised products."""
     terms: list[Term] = []
     for name, tensor in typed.graph.constants.items():
-        if tensor.data_type in FLOATS:
+        if stands_for_reals(typed.graph, name):
             uses = typed.weights.get(name)
             forms = {tuple(map(repr, map(resolve, u.axes))): u.axes for u in uses or []}
             terms += [_term(name, axes) for axes in forms.values()] or [Term(name, math.prod(tensor.dims), ())]
@@ -94,7 +95,7 @@ def _out(signature: Signature) -> Axes:
 
 
 def _conv(node: NodeProto, s: Signature) -> list[Axes]:
-    return [_out(s) + _in(s, 1)[1:]]
+    return [_out(s) + _in(s, product_operands(node)[1])[1:]]
 
 
 def _conv_transpose(node: NodeProto, s: Signature) -> list[Axes]:
@@ -123,8 +124,10 @@ def _attention(node: NodeProto, s: Signature) -> list[Axes]:
 _MACS = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    "Gemm": _matmul,
-    "MatMul": _matmul,
+    **dict.fromkeys(("QLinearConv", "ConvInteger"), _conv),
+    **dict.fromkeys(("Gemm", "MatMul", "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm"), _matmul),
+    **dict.fromkeys(("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"), _matmul),
+    "com.microsoft.DynamicQuantizeLSTM": _recurrent,
     "Einsum": _einsum,
     "LSTM": _recurrent,
     "GRU": _recurrent,

@@ -132,10 +132,16 @@ class Graph:
         return model
 
     def params(self) -> int:
-        """Number of float elements stored, bodies of control flow included. What `params` means everywhere."""
+        """Number of elements stored, bodies of control flow included: floats, and integers that stand for reals. What
+        `params` means everywhere.
+        """
+        from onnxprune.quantization import stands_for_reals
+
         sparse = (t.values for t in self.shell.graph.sparse_initializer)
         stored = [*self.tensors.values(), *sparse, *_node_tensors(self.nodes)]
-        return sum(int(np.prod(t.dims)) for t in stored if t.data_type in FLOATS)
+        floats = [t for t in stored if t.data_type in FLOATS]
+        integers = [t for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
+        return sum(int(np.prod(t.dims)) for t in floats + integers)
 
     def size_bytes(self) -> int:
         """Size of the model as one file, to within the few bytes of protobuf's length fields."""

@@ -19,7 +19,8 @@ from onnx import NodeProto
 
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
-from onnxprune.graph import FLOATS, Graph, captured, operator
+from onnxprune.graph import Graph, captured, operator
+from onnxprune.quantization import stands_for_reals
 from onnxprune.rules import RULES, elementwise
 from onnxprune.rules.rule import Axes, Node, Signature
 from onnxprune.trace import Trace
@@ -212,7 +213,7 @@ def _tie(typed: TypedGraph, space: Space) -> None:
     """Matrices that several products share stay one tensor: their uses are unified axis by axis."""
     for name, uses in typed.weights.items():
         tensor = typed.graph.constants[name]
-        if len(uses) < 2 or len(tensor.dims) < 2 or tensor.data_type not in FLOATS:
+        if len(uses) < 2 or len(tensor.dims) < 2 or not stands_for_reals(typed.graph, name):
             continue
         if any(is_pointwise(typed.graph.nodes[u.node]) for u in uses):
             continue

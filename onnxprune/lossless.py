@@ -65,6 +65,8 @@ def _put_back(gone: dict[Dim, Mask], step: int) -> bool:
 
 def _unread(typed: TypedGraph, constancy: Constancy, i: int, read: Read, kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
     """Per index of the axis that is read: whether it adds nothing to what remains."""
+    if read.how == "range":  # a range holds 0 anyway
+        return constancy.zero(i, read.input, read.axis)
     if read.how not in ("sum", "norm"):
         return np.zeros((typed.signatures[i].inputs[read.input] or [])[read.axis].size, bool)
     free = constancy.zero(i, read.input, read.axis) | _zero_weights(typed, i, (read.input, read.axis), kept)

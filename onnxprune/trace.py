@@ -197,9 +197,9 @@ def batch_size(graph: Graph, binding: Binding) -> int:
     return firsts.pop() if free and len(firsts) == 1 else 1
 
 
-def walk(graph: Graph, binding: Binding) -> Walk:
+def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None) -> Walk:
     """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
-    `failed`.
+    `failed`, and have the types that are `told`.
     """
     facts = Walk()
     for value in graph.shell.graph.input:
@@ -213,6 +213,7 @@ def walk(graph: Graph, binding: Binding) -> Walk:
             continue
         if not _by_value(graph, node, facts) and not _by_type(graph, node, facts):
             facts.failed.append(i)
+            facts.types.update({n: told[n] for n in node.output if told and n in told})
     return facts
 
 
@@ -395,9 +396,14 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
         made = run(model, random_feeds(graph, binding), unknown)
     except Exception:  # sizes that the model refuses, custom operators, sequences: the tensors stay unknown
         return
-    for name, array in made.items():
-        if isinstance(array, np.ndarray):
-            facts.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+    told = {
+        n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in made.items()
+        if isinstance(a, np.ndarray)
+    }
+    again = walk(graph, binding, told)
+    facts.types.update({**told, **again.types})
+    facts.values.update(again.values)
 
 
 def run(model: ModelProto, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:

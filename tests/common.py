@@ -9,8 +9,10 @@ A weight whose name ends in `_pos` is positive (variances, operands of Log and S
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ from onnxprune.trace import Feeds, random_feeds, trace
 from onnxprune.validate.surgery_check import surgery_check
 
 RANDOM_PLANS = 2
+MANY = 8  # pairs of inputs, so that a unit that is at rest for most inputs, or below a maximum, is seen
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Row:
 def build(text: str, opset: int = 21, seed: int = 0) -> ModelProto:
     """A model from text; names that are declared but never made become seeded random initialisers."""
     ir = 3 if opset < 9 else 8 if opset < 19 else 10
-    domains = f'"" : {opset}' + (', "com.example" : 1' if "com.example" in text else "")
+    others = sorted(set(re.findall(r"\bcom\.[a-z]+", text)))
+    domains = ", ".join([f'"" : {opset}', *(f'"{name}" : 1' for name in others)])
     model = onnx.parser.parse_model(f"<ir_version: {max(ir, 4)}, opset_import: [{domains}]> agraph {text}")
     made = {name for node in model.graph.node for name in node.output}
     rng = np.random.default_rng(seed)
@@ -107,9 +111,10 @@ def _random_mask(size: int, rng: np.random.Generator) -> Mask:
     return mask
 
 
-def feeds_for(typed: TypedGraph) -> list[Feeds]:
-    """Random inputs at both traced bindings: dynamic axes take two sizes."""
-    return [random_feeds(typed.graph, b, k) for k, b in enumerate((typed.facts.binding, typed.facts.other))]
+def feeds_for(typed: TypedGraph, count: int = 2) -> list[Feeds]:
+    """`count` pairs of random inputs: at both traced bindings, where dynamic axes take two sizes."""
+    bindings = (typed.facts.binding, typed.facts.other)
+    return [random_feeds(typed.graph, b, k) for k in range(count) for b in bindings]
 
 
 def check_cut(typed: TypedGraph, masks: dict[Dim, Mask], runs: bool = True, valid: bool = True) -> ModelProto:
@@ -144,7 +149,7 @@ def check_sensitive(row: Row) -> None:
     """The surgery check can fail: a mask that is dropped and a weight that is changed are both seen."""
     typed = typed_model(build(row.text, row.opset))
     masks = next(plans(typed))
-    pruned, feeds = cut(typed, masks).to_proto(), feeds_for(typed)
+    pruned, feeds = cut(typed, masks).to_proto(), feeds_for(typed, MANY)
     for d in masks.keys() & read_dims(typed):
         assert not surgery_check(typed, {k: m for k, m in masks.items() if k is not d}, pruned, feeds).passed, d
     assert not all(surgery_check(typed, masks, wrong, feeds).passed for wrong in corrupted(pruned))
@@ -165,6 +170,18 @@ def corrupted(model: ModelProto) -> Iterator[ModelProto]:
         array.reshape(-1)[k] += 1 + abs(array).max()
         wrong.graph.initializer[at].CopyFrom(numpy_helper.from_array(array, model.graph.initializer[at].name))
         yield wrong
+
+
+def plant(model: ModelProto, rng: Random) -> ModelProto:
+    """Set random slices of weights to zero, some to one."""
+    for t in model.graph.initializer:
+        array = numpy_helper.to_array(t).copy()
+        if array.dtype.kind != "f" or not array.ndim or rng.random() < 0.3:
+            continue
+        at = rng.randrange(array.ndim)
+        np.moveaxis(array, at, 0)[[rng.random() < 0.5 for _ in range(array.shape[at])]] = rng.choice((0, 0, 0, 1))
+        t.CopyFrom(numpy_helper.from_array(array, t.name))
+    return model
 
 
 # frames: `h` with 8 prunable units comes in, `g` goes out

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims flow",
-    "graph evaluate contrib",
-    "trace quantization",
+    "graph evaluate contrib quantization",
+    "trace",
     "rules",
     "inference naming",
     "cost constancy lossless criteria",

@@ -22,7 +22,7 @@ from onnxprune.trace import random_feeds, run
 from onnxprune.validate.surgery_check import relative_error
 from tests.common import build, image, tokens, vector
 
-TOLERANCE = 2e-5  # absorbed constants are added in another order; float32 rounding of sums of some ten terms
+TOLERANCE = 1e-4  # absorbed constants are added in another order: rounding; real mistakes are 1e-2 and more
 ENTRY = re.compile(r"([\w./#]+):?(\d*)\[([\d,]+)\](?:=(\S+))?")
 
 
@@ -64,8 +64,14 @@ def removed(state: State) -> str:
 def check(case: Case) -> State:
     model = planted(case)
     onnx.checker.check_model(model)
-    state = lossless(model)
+    state = check_lossless(model)
     assert removed(state) == case.gone
+    return state
+
+
+def check_lossless(model: ModelProto) -> State:
+    """Prune without loss: the outputs stay what they were."""
+    state = lossless(model)
     pruned = state.graph.to_proto()
     onnx.checker.check_model(pruned)
     facts = state.cuts[0].typed.facts
@@ -107,6 +113,9 @@ NETS = [
         "C:0[1,2,3,4,5,6,7]=0 C:1[0]=1 C:1[1]=0 B:0[0]=0", "A:1[1,2,3,4,5,6,7] C:1[0,1]"),
     Case("residual needs both", vector("k = MatMul(x, C) g = Add(h, k)", "float[4,8] C"), "A:1[1,2]=0 C:1[2,3]=0",
         "A:1[2]"),
+    Case("residual over a weight that is tied to its own input", image("k = Conv(h, C) g = Add(h, k)", "float[8,8,1,1]"
+        " C"),
+        "A:0[3]=0 A:0[5]=0 C:0[5]=0", "A:0[5]"),
     Case("gate needs one", vector("k = MatMul(x, C) g = Mul(h, k)", "float[4,8] C"), "A:1[1]=0 C:1[3]=0", "A:1[1,3]"),
     Case("concat", vector("k = MatMul(x, C) c = Concat <axis = 1> (h, k) g = Relu(c)", "float[4,6] C").replace("[8,3]"
         " B", "[14,3] B"),
@@ -132,6 +141,9 @@ NETS = [
         .replace("y = Conv(g, B)", ""), "A:0[2]=0", "A:0[2]"),
     Case("einsum", tokens('k = Einsum <equation = "btc,cd->btd"> (h, C) g = Relu(k)', "float[8,8] C"), "A:1[1]=0"
         " C:1[2]=0", "A:1[1] C:1[2]"),
+    Case("einsum of one operand", tokens('s = Einsum <equation = "btc->bc"> (h) g = Unsqueeze(s, one)', "int64[1] one"
+        " = {1}")
+        .replace("[N,5,3] y", "[N,1,3] y"), "A:1[1]=0", "A:1[1]"),
     Case("tied weight", "(float[N,4] x, float[N,4] z) => (float[N,3] y) <float[4,8] A, float[8,3] B>"
         "{ h = MatMul(x, A) k = MatMul(z, A) r = Relu(k) s = Add(h, r) y = MatMul(s, B) }", "A:1[6]=0", "A:1[6]"),
     Case("padded channels are zeros", image("g = Pad(h, p)", "int64[8] p = {0,2,0,0,0,1,0,0}").replace("3,8,1,1",
@@ -210,6 +222,8 @@ SPELLED_OUT = (
     " vt = Transpose <perm = [0,2,1,3]> (vr) a = MatMul(qt, u) n = Softmax(a) o = MatMul(n, vt)"
     " j = Transpose <perm = [0,2,1,3]> (o) g = Reshape(j, t) y = MatMul(g, O) }"
 )
+PAST = HEADS.replace("[N,", "[2,").replace("O>", "O, float[2,2,3,6] pk, float[2,2,3,5] pv>")
+PAST = PAST.replace("g = Att", "g, ck, cv = Att").replace("(q, k, v)", '(q, k, v, "", pk, pv)')
 ATTENTION = [
     Case("value channels of every head", SPELLED_OUT, "V:1[1,4,7,10]=0", "V:1/1[1]"),
     Case("query channels of every head", SPELLED_OUT, "Q:1[2,5,8,11]=0", "Q:1/1[2]"),
@@ -217,6 +231,8 @@ ATTENTION = [
     Case("a head that is not read", SPELLED_OUT, "O:0[6,7,8]=0", "Q:1/0[2]"),
     Case("a channel of one head only", SPELLED_OUT, "V:1[4]=0", ""),
     Case("operator, value channels", HEADS, "V:1[1,6]=0", "V:1/1[1]", 23),
+    Case("operator, value channels beside a past", PAST, "V:1[1,6]=0", "", 23),
+    Case("operator, value channels and their past", PAST, "V:1[1,6]=0 pv:3[1]=0", "V:1/1[1]", 23),
     Case("operator, key channels", HEADS, "K:1[4,10]=0", "Q:1/2[4]", 23),
     Case("operator, a key-value head", HEADS, "V:1[0,1,2,3,4]=0", "Q:1/0[0]", 23),
     Case("operator, unread query head of every group", HEADS, "O:0[5,6,7,8,9,15,16,17,18,19]=0", "Q:1/1[1]", 23),

@@ -2,7 +2,8 @@
 
 L1: sum of |w|; L2: square root of the sum of w^2 (Li et al. 2017, "Pruning filters for efficient convnets"; groups as
 in Fang et al. 2023, "DepGraph"). Constants that are added or multiplied entry by entry (biases, scales, masks) count
-only for dims that no weight carries.
+only for dims that no weight carries. Quantised weights count as the reals that they stand for; their scales do not
+count.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from onnxprune.dims import Dim, atoms, gather
 from onnxprune.graph import FLOATS
-from onnxprune.inference import TypedGraph, is_pointwise
+from onnxprune.inference import TypedGraph, Use, is_pointwise
+from onnxprune.quantization import is_scale, operand, real
 
 Scores = dict[Dim, NDArray[np.float64]]
 CHUNK_ELEMENTS = 1 << 20  # working memory of a reduction, in elements
@@ -34,25 +36,48 @@ def l2(typed: TypedGraph, dims: Iterable[Dim]) -> Scores:
 def _collect(typed: TypedGraph, dims: Iterable[Dim], power: np.ufunc, finish: Callable[[Any], Any]) -> Scores:
     wanted = set(dims)
     sums: dict[bool, Scores] = {True: {}, False: {}}
-    for name, uses in typed.weights.items():
-        if typed.graph.constants[name].data_type not in FLOATS:
-            continue
+    for uses in typed.weights.values():
         seen: set[tuple[Dim, int]] = set()
         array: NDArray[Any] | None = None
         for use in uses:
+            if not _counts(typed, use):
+                continue
             for axis, e in enumerate(use.axes):
                 new = {d for d in atoms(e) if d in wanted and (d, axis) not in seen}
                 if not new:
                     continue
-                array = typed.graph.array(name) if array is None else array
+                array = _array(typed, use) if array is None else array
                 seen |= {(d, axis) for d in new}
-                weight = array.ndim > 1 and not is_pointwise(typed.graph.nodes[use.node])
+                weight = array.ndim > 1 and not _pointwise(typed, use.node)
                 for d, value in gather(e, axis_sums(array, axis, power), np.add.reduce).items():
                     if d in new:
                         into = sums[weight]
                         into[d] = into[d] + value if d in into else value
     nothing = {d: np.zeros(d.size) for d in wanted}
     return {d: finish(sums[True].get(d, sums[False].get(d, nothing[d]))) for d in wanted}
+
+
+def _counts(typed: TypedGraph, use: Use) -> bool:
+    """Whether a constant's use has something to say: floats but for scales, and integers that stand for reals."""
+    node = typed.graph.nodes[use.node]
+    if typed.graph.constants[use.tensor].data_type not in FLOATS:
+        return operand(node, use.input) is not None
+    return not is_scale(node, use.input)
+
+
+def _array(typed: TypedGraph, use: Use) -> NDArray[Any]:
+    """The numbers of a constant; integers whose zero point is not known count as they are."""
+    found = real(typed.graph, use.node, use.input)
+    return typed.graph.array(use.tensor) if found is None else found
+
+
+def _pointwise(typed: TypedGraph, i: int) -> bool:
+    """Whether a constant that node i uses is a bias, scale or mask; one that is dequantised is what it is used as."""
+    node = typed.graph.nodes[i]
+    if node.op_type != "DequantizeLinear":
+        return is_pointwise(node)
+    users = [k for k, _ in typed.graph.consumers.get(node.output[0], [])]
+    return bool(users) and all(is_pointwise(typed.graph.nodes[k]) for k in users)
 
 
 def axis_sums(array: NDArray[Any], axis: int, power: np.ufunc) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from onnxprune.rules import (
     indexing,
     movement,
     normalization,
+    quantized,
     recurrent,
     reduction,
 )
@@ -25,6 +26,8 @@ RULES: Table = {
     **indexing.TABLE,
     **recurrent.TABLE,
     **attention.TABLE,
+    **quantized.TABLE,
+    **quantized.TABLE_MICROSOFT,
     **control_flow.TABLE,
     **deliberate.TABLE,
 }

@@ -12,13 +12,15 @@ from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
 
 
-def conv(node: Node) -> None:
-    """Conv (opset 1-22): X (N, g*I, *S), W (g*O, I, *K), B (g*O) -> Y (N, g*O, *S')."""
-    x, w = node.axes(0), node.axes(1)
+def conv(node: Node, weight: int = 1, bias: int = 2) -> None:
+    """Conv (opset 1-22): X (N, g*I, *S), W (g*O, I, *K), B (g*O) -> Y (N, g*O, *S'). Other convolutions have their
+    weights and bias elsewhere.
+    """
+    x, w = node.axes(0), node.axes(weight)
     inner = _group_inputs(node, x, w[0], w[1].size)
     node.unify(inner, w[1])
-    _finish(node, x, w[0], w)
-    node.read(0, 1, partner=(1, 1), expr=inner)
+    _finish(node, x, w[0], w, bias)
+    node.read(0, 1, partner=(weight, 1), expr=inner)
 
 
 def conv_transpose(node: Node) -> None:
@@ -52,10 +54,10 @@ def _group_inputs(node: Node, x: Axes, out: Expr, per_group: int) -> Expr:
     return inner
 
 
-def _finish(node: Node, x: Axes, channels: Expr, w: Axes) -> None:
+def _finish(node: Node, x: Axes, channels: Expr, w: Axes, bias: int = 2) -> None:
     """Bias, kernel and output axes; an axis under a kernel of extent 1 that neither strides nor pads goes through."""
-    if node.has(2):
-        node.unify(node.axes(2)[0], channels)
+    if node.has(bias):
+        node.unify(node.axes(bias)[0], channels)
     rank, shape = len(x) - 2, node.out_shape()
     strides, pads = node.attr("strides", [1] * rank), node.attr("pads", [0] * 2 * rank)
     padded = node.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
@@ -71,26 +73,26 @@ def _finish(node: Node, x: Axes, channels: Expr, w: Axes) -> None:
     node.out(out)
 
 
-def gemm(node: Node) -> None:
+def gemm(node: Node, weight: int = 1, bias: int = 2) -> None:
     """Gemm (opset 1-13): A' (M, K) x B' (K, N) + C (broadcast to M, N), A and B transposed by attribute."""
-    a, b = node.axes(0), node.axes(1)
+    a, b = node.axes(0), node.axes(weight)
     ka, kb = (0 if node.attr("transA", 0) else 1), (1 if node.attr("transB", 0) else 0)
     node.unify(a[ka], b[kb])
     out = [a[1 - ka], b[1 - kb]]
-    if node.has(2):
-        node.broadcast([out, node.axes(2)])
+    if node.has(bias):
+        node.broadcast([out, node.axes(bias)])
     node.out(out)
-    node.read(0, ka, partner=(1, kb))
+    node.read(0, ka, partner=(weight, kb))
 
 
-def matmul(node: Node) -> None:
+def matmul(node: Node, weight: int = 1) -> None:
     """MatMul (opset 1-13): (*B, M, K) x (*B, K, N) -> (*B, M, N) with NumPy's rules for vectors and batches."""
-    a, b = node.axes(0), node.axes(1)
+    a, b = node.axes(0), node.axes(weight)
     ka, kb = len(a) - 1, max(len(b) - 2, 0)
     node.unify(a[ka], b[kb])
     batch = node.broadcast([a[:-2], b[:-2]]) if len(a) > 2 or len(b) > 2 else []
     node.out(batch + (a[-2:-1] if len(a) > 1 else []) + (b[-1:] if len(b) > 1 else []))
-    node.read(0, ka, partner=(1, kb))
+    node.read(0, ka, partner=(weight, kb))
 
 
 def einsum(node: Node) -> None:

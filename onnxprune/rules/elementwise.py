@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from onnxprune.dims import ONE
-from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
 
 
@@ -37,19 +36,6 @@ def prelu(node: Node) -> None:
     node.out(node.broadcast([x, slope]))
 
 
-def quantize(node: Node) -> None:
-    """QuantizeLinear, DequantizeLinear (opset 10-25): scale and zero point are scalars or lie along `axis`."""
-    x = node.axes(0)
-    if node.attr("block_size", 0):
-        raise Barrier("barrier", "blocked quantisation")
-    for i in (1, 2):
-        if node.has(i) and node.rank(i) == 1 and node.shape(i)[0] > 1:
-            node.unify(node.axes(i)[0], x[int(node.attr("axis", 1)) % len(x)])
-        elif node.has(i):
-            node.axes(i)
-    node.out(list(x))
-
-
 _SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf
 Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
 Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
@@ -60,6 +46,4 @@ TABLE: Table = {
     **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_BROADCAST.split(), broadcast),
     "PRelu": prelu,
-    "QuantizeLinear": quantize,
-    "DequantizeLinear": quantize,
 }

@@ -27,10 +27,10 @@ def recurrent(node: Node, gates: int) -> None:
         if node.has(j):
             node.unify(node.axes(j)[0], directions)
     node.unify(x[2], w[2])
-    _gates(node, w[1], hidden, gates)
-    _gates(node, r[1], hidden, gates)
+    gate_rows(node, w[1], hidden, gates)
+    gate_rows(node, r[1], hidden, gates)
     if node.has(3):
-        _gates(node, node.axes(3)[1], hidden, 2 * gates)
+        gate_rows(node, node.axes(3)[1], hidden, 2 * gates)
     if node.has(4):
         node.unify(node.axes(4)[0], batch)
     state: Axes = [batch, directions, hidden] if first else [directions, batch, hidden]
@@ -39,7 +39,7 @@ def recurrent(node: Node, gates: int) -> None:
             for a, b in zip(node.axes(i), state, strict=True):
                 node.unify(a, b)
     if node.has(7):
-        _gates(node, node.axes(7)[1], hidden, 3)
+        gate_rows(node, node.axes(7)[1], hidden, 3)
     node.out([batch, time, directions, hidden] if first else [time, directions, batch, hidden])
     node.out(list(state), 1)
     node.out(list(state), 2)
@@ -62,7 +62,8 @@ def _directions(node: Node, directions: Expr) -> None:
             node.choose(name, directions, listed[: len(listed) // 2], listed[len(listed) // 2 :])
 
 
-def _gates(node: Node, rows: Expr, hidden: Expr, count: int) -> None:
+def gate_rows(node: Node, rows: Expr, hidden: Expr, count: int) -> None:
+    """Rows (count * H) are the same hidden units in each of `count` blocks."""
     outer, inner = node.space.factor(rows, rows.size // count)
     node.freeze(outer, "structure")
     node.unify(inner, hidden)

@@ -2,7 +2,8 @@
 
 Wherever units are summed over, removed ones are replaced by what leaves the sum (0), product (1) or extremum (-inf)
 alone; means are taken over the kept ones; normalisations are written out with their statistics over the kept units
-only. This uses the typed graph and the masks, and none of the code that slices weights or rewrites attributes.
+only. The zero of a quantised tensor is its zero point. This uses the typed graph and the masks, and none of the code
+that slices weights or rewrites attributes.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxprune.dims import Dim, Mask, keep
 from onnxprune.graph import Graph, attributes, tensor
 from onnxprune.inference import TypedGraph
+from onnxprune.quantization import Operand, axis_of, has, operand, placed
 from onnxprune.rules.rule import Axes, Read
 
-FILL = {"sum": 0.0, "norm": 0.0, "mean": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "logsumexp": -math.inf}
+FILL = {
+    "sum": 0.0,
+    "norm": 0.0,
+    "mean": 0.0,
+    "range": 0.0,
+    "prod": 1.0,
+    "max": -math.inf,
+    "min": math.inf,
+    "logsumexp": -math.inf,
+}
 NORMALISATIONS = frozenset(
     (
         "LayerNormalization",
@@ -51,6 +62,7 @@ class _Masker:
         self.opset = typed.graph.opsets.get("", 1)
         self.nodes: list[NodeProto] = []
         self.tensors: dict[str, TensorProto] = {}
+        self._dequantised: dict[str, NodeProto] = {}
         self._count = 0
 
     def reads(self, i: int) -> list[Read]:
@@ -63,6 +75,8 @@ class _Masker:
 
     def build(self, base: Graph, index: dict[str, int]) -> ModelProto:
         """`base` with masks; `index` maps the first output of a node to its place in the typed graph."""
+        plain = (n for n in base.nodes if n.op_type == "DequantizeLinear" and not attributes(n).get("block_size", 0))
+        self._dequantised = {n.output[0]: n for n in plain}
         for node in base.nodes:
             i = index.get(node.output[0] if node.output else "", -1)
             reads = self.reads(i) if i >= 0 else []
@@ -125,9 +139,7 @@ class _Masker:
             mask = self.mask(i, read.input, read.axis)
             shape = [1] * len(self.axes(i, read.input))
             shape[read.axis] = -1
-            made.input[read.input] = self.where(
-                mask.reshape(shape), made.input[read.input], FILL[read.how], self.dtype(node.input[read.input])
-            )
+            made.input[read.input] = self._masked(node, read, mask.reshape(shape), made.input[read.input])
             share *= mask.mean() if read.how == "mean" else 1.0
         if share == 1.0:
             self.nodes.append(made)
@@ -135,6 +147,43 @@ class _Masker:
         made.output[0] = self.name()
         self.nodes.append(made)
         self.op("Div", made.output[0], self.const(np.array(share, self.dtype(node.output[0]))), out=node.output[0])
+
+    def _masked(self, node: NodeProto, read: Read, mask: Mask, x: str) -> str:
+        """Operand x of a node with its removed units filled in. What comes from DequantizeLinear is masked before it, so
+        ONNX Runtime goes on fusing it into integer kernels, whose sums are exact.
+        """
+        found, source = operand(node, read.input), self._dequantised.get(x)
+        if found is not None:
+            return self._at_zero(mask, x, node, found)
+        place = operand(source, 0) if source is not None and source.input[0] in self.typed.facts.dtypes else None
+        if source is not None and place is not None and FILL[read.how] == 0:
+            made = NodeProto()
+            made.CopyFrom(source)
+            made.input[0] = self._at_zero(mask, source.input[0], source, place)
+            name = made.name = made.output[0] = self.name()
+            self.nodes.append(made)
+            self._dequantised[name] = made
+            return name
+        return self.where(mask, x, FILL[read.how], self.dtype(node.input[read.input]))
+
+    def _at_zero(self, mask: Mask, x: str, node: NodeProto, found: Operand) -> str:
+        """Integers x where the mask is true, else their zero point; in int32 where ONNX Runtime's Where lacks the
+        type.
+        """
+        kind = self.typed.facts.dtypes.get(node.input[found.value], TensorProto.UINT8)
+        zero = self._zero_point(node, found, mask.ndim, kind)
+        if kind in (TensorProto.UINT8, TensorProto.INT32):
+            return self.op("Where", self.const(mask), x, zero)
+        wide = [self.op("Cast", n, to=TensorProto.INT32) for n in (x, zero)]
+        return self.op("Cast", self.op("Where", self.const(mask), *wide), to=kind)
+
+    def _zero_point(self, node: NodeProto, found: Operand, rank: int, kind: int) -> str:
+        """The zero points of an operand, of a shape that broadcasts against it."""
+        if found.zero is None or not has(node, found.zero):
+            return self.const(np.zeros((), helper.tensor_dtype_to_np_dtype(kind)))
+        name = node.input[found.zero]
+        shape = self.typed.facts.shapes.get(name, ())
+        return self._reshaped(name, placed(shape, rank, axis_of(node, found))) if math.prod(shape) > 1 else name
 
     # statistics
     def _normalise(self, i: int, node: NodeProto) -> None:

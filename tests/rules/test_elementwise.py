@@ -103,18 +103,6 @@ OTHERS = [
     Row("PRelu", "one slope", vector("g = PRelu(h, s)", "float[1] s"), AB),
     Row("PRelu", "slope per channel", image("g = PRelu(h, s)", "float[8,1,1] s"), "A:0=8"),
     Row("PRelu", "legacy slope per channel", image("g = PRelu(h, s)", "float[8] s"), "A:0=8", opset=6, runs=False),
-    Row("QuantizeLinear", "one scale", vector("q = QuantizeLinear(h, s_pos, z) g = DequantizeLinear(q, s_pos, z)",
-                                              "float s_pos, uint8 z = {128}"), AB),
-    Row("QuantizeLinear", "scale per channel", image(
-        "q = QuantizeLinear(h, s_pos, z) g = DequantizeLinear(q, s_pos, z)", "float[8] s_pos, int8[8] z"), "A:0=8"),
-    Row("QuantizeLinear", "negative axis, no zero point", tokens(
-        "q = QuantizeLinear <axis = -1> (h, s_pos) g = DequantizeLinear <axis = -1> (q, s_pos)", "float[8] s_pos"), AB),
-    Row("DequantizeLinear", "weight", "(float[N,4] x) => (float[N,3] y) <int8[4,8] A, float[8] s_pos, int8[8] z,"
-        " float[8,3] B>"
-        "{ a = DequantizeLinear <axis = 1> (A, s_pos, z) h = MatMul(x, a) y = MatMul(h, B) }", AB),
-    Row("DequantizeLinear", "blocked", "(float[N,4] x) => (float[N,3] y) <int8[4,8] A, float[2,8] s_pos, float[8,3] B>"
-        "{ a = DequantizeLinear <axis = 0, block_size = 2> (A, s_pos) h = MatMul(x, a) y = MatMul(h, B) }",
-        frozen="a:1=barrier B:0=barrier"),
 ]  # fmt: skip
 ROWS = SAME + BROADCAST + OTHERS
 

@@ -158,23 +158,7 @@ SIZES = [
         " Add(h, c)"), "A:1=8"),
 ]  # fmt: skip
 
-BODY = (
-    "then_branch = yes () => (float[P,8] a) { a = Identity(h) },"
-    "else_branch = no () => (float[P,8] b) { b = Neg(h) }"
-)  # fmt: skip
 UNTYPED = [
-    Row("If", "captures", "(float[5,4] x, bool c) => (float[5,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) g"
-        " = If <" + BODY + "> (c) y = MatMul(g, B) }",
-        "", "A:1=control-flow B:0=control-flow"),
-    Row("Loop", "state", "(float[5,4] x) => (float[5,3] y) <float[4,8] A, float[8,3] B, int64 n = {2}, bool t = {1}> {"
-        " h = MatMul(x, A)"
-        " g = Loop <body = step (int64 i, bool c, float[5,8] s) => (bool d, float[5,8] r) { d = Identity(c) r ="
-        " Relu(s) }> (n, t, h) y = MatMul(g, B) }",
-        "", "A:1=control-flow B:0=control-flow"),
-    Row("Scan", "rows", "(float[5,4] x) => (float[5,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A)"
-        " g = Scan <num_scan_inputs = 1, body = step (float[8] s) => (float[8] r) { r = Relu(s) }> (h) y = MatMul(g,"
-        " B) }",
-        "", "A:1=control-flow B:0=control-flow"),
     Row("SequenceMap", "rows", "(float[5,4] x) => (float[5,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) q ="
         " SequenceConstruct(h)"
         " r = SequenceMap <body = step (float[5,8] s) => (float[5,8] r) { r = Relu(s) }> (q) g = ConcatFromSequence"
@@ -188,8 +172,6 @@ UNTYPED = [
         "{ h = MatMul(x, A) y = NonMaxSuppression(h, s, n) }", "", "A:1=barrier"),
     Row("Unique", "values", "(float[5,4] x) => (float[M] y) <float[4,8] A> { h = MatMul(x, A) y = Unique(h) }", "",
         "A:1=barrier"),
-    Row("DynamicQuantizeLinear", "one scale", vector("q, s, z = DynamicQuantizeLinear(h) g = DequantizeLinear(q, s,"
-        " z)"), "", "A:1=barrier"),
 ]  # fmt: skip
 ROWS = GATHER + SCATTER + ORDERED + SIZES + UNTYPED
 
