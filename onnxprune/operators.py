@@ -1,4 +1,6 @@
-"""What is decided for each operator: typed by a rule, or a deliberate barrier. One table for `onnxprune ops`, the docs and the tests."""
+"""What is decided for each operator: typed by a rule, or a deliberate barrier. One table for `onnxprune ops`, the docs
+and the tests.
+"""
 
 from __future__ import annotations
 
@@ -51,13 +53,14 @@ def behaviour(rule: Any) -> str:
 
 def markdown() -> str:
     """The table as a page of the documentation."""
-    rows = [f"| {o.name} | {', '.join(map(str, o.opsets)) or '-'} | {o.behaviour.replace('|', '/')} |" for o in operators()]
     found = list(operators())
+    rows = [f"| {o.name} | {', '.join(map(str, o.opsets)) or '-'} | {o.behaviour.replace('|', '/')} |" for o in found]
     typed = sum(o.typed for o in found)
     head = f"""# Operators
 
-What is decided for each operator: {typed} are typed, {len(found) - typed} are deliberate barriers (what they touch is frozen, with this reason).
-Versions are the opsets that changed the operator; a rule covers all of them. Made by `onnxprune ops --markdown`.
+What is decided for each operator: {typed} are typed, {len(found) - typed} are deliberate barriers: what they touch is
+frozen, with this reason. Versions are the opsets that changed the operator; a rule covers all of them.
+Made by `onnxprune ops --markdown`.
 
 | operator | opsets | behaviour |
 |---|---|---|

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxprune.dims import Expr, is_frozen, product, total
 from onnxprune.errors import Barrier
 from onnxprune.rules.movement import regroup
-from onnxprune.rules.rule import Axes, Bound, Node, Table
+from onnxprune.rules.rule import Bound, Node, Table
 
 MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
 
@@ -114,16 +114,14 @@ def one_hot(node: Node) -> None:
     node.out(out)
 
 
-def ordered(default: int, source: str = "attribute") -> object:
-    """CumSum (axis is input 1) and others whose result depends on the order along one axis."""
-
-    def rule(node: Node) -> None:
-        x = node.axes(0)
-        axis = (node.ints("axis", 1) or [default])[0] if source == "input" else int(node.attr("axis", default))
-        node.freeze(x[axis % len(x)], "index")
-        node.out(list(x))
-
-    return rule
+def ordered(node: Node) -> None:
+    """CumSum (opset 11-14), CumProd (opset 26): sums or products along input 1's axis, in its order."""
+    x = node.axes(0)
+    axis = node.ints("axis", 1)
+    if axis is None:
+        raise Barrier("operand", "axis")
+    node.freeze(x[axis[0] % len(x)], "index")
+    node.out(list(x))
 
 
 def trilu(node: Node) -> None:
@@ -230,7 +228,7 @@ TABLE: Table = {
     "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "OneHot": one_hot,
-    "CumSum": ordered(0, "input"),  # type: ignore[dict-item]
+    "CumSum": ordered,
     "Trilu": trilu,
     "ReverseSequence": reverse_sequence,
     "GridSample": grid_sample,
@@ -242,5 +240,5 @@ TABLE: Table = {
     "CenterCropPad": resized_by_center,
     "DFT": transform,
     "Det": last_two,
-    "CumProd": ordered(0, "input"),  # type: ignore[dict-item]
+    "CumProd": ordered,
 }

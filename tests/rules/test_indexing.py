@@ -43,8 +43,7 @@ GATHER = [
         + ",".join(str(i * 7 % 80) for i in range(40)) + "}> { h = MatMul(x, A) g = Gather <axis = 1> (h, k) y ="
         " MatMul(g, B) }", "B:0=40", "A:1=picked"),
     Row("Gather", "matrix of indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)", "int64[2,4] k"
-        " = {0,1,2,3,4,5,6,7}"), "k:0=2 k:1=4",
-        "A:1=picked"),
+        " = {0,1,2,3,4,5,6,7}"), "A:1/0=2 A:1/1=4"),
     Row("Gather", "index at run time", "(float[N,4] x, int64[5] k) => (float[N,5] y) <float[4,8] A> { h = MatMul(x, A)"
         " y = Gather <axis = 1> (h, k) }", "",
         "A:1=index"),
@@ -163,7 +162,7 @@ UNTYPED = [
         " SequenceConstruct(h)"
         " r = SequenceMap <body = step (float[5,8] s) => (float[5,8] r) { r = Relu(s) }> (q) g = ConcatFromSequence"
         " <axis = 0> (r) y = MatMul(g, B) }",
-        "", "A:1=no-rule", runs=False),
+        "", "A:1=sequence", runs=False),
     Row("NonZero", "positions", "(float[5,4] x) => (int64[2,M] y) <float[4,8] A> { h = MatMul(x, A) r = Relu(h) y ="
         " NonZero(r) }", "", "A:1=barrier"),
     Row("MaxUnpool", "indices", image("p, i = MaxPool <kernel_shape = [2,2], strides = [2,2]> (h)"
