@@ -30,8 +30,8 @@ class Read:
     """Units of `expr`, found on axis `axis` of input `input`, are combined with each other.
 
     how: "sum" (a contraction; `partner` is the (input, axis) that it is contracted with), "mean", "max", "min", "prod",
-    "logsumexp", "norm" (a sum of powers), "range" (extrema, 0 among them) or "stats" (mean and variance: every unit then
-    changes all others).
+    "logsumexp", "norm" (a sum of powers), "range" (extrema, 0 among them) or "stats" (mean and variance: every unit
+    then changes all others).
     """
 
     input: int
