@@ -62,6 +62,7 @@ REASONS = {
     "structure": "it is fixed by the operator",
     "shape-unknown": "the shape is not known before running",
     "rule-mismatch": "the rule and the traced shape disagree",
+    "sequence": "it is inside a sequence, optional or map value",
 }
 
 

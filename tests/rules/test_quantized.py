@@ -85,7 +85,8 @@ MICROSOFT = [
         " [2,2]>"), QZ), "A:0=8"),
     Row("com.microsoft.QLinearGlobalAveragePool", "image", image(between("QLinearGlobalAveragePool"), QZ), "A:0=8"),
     Row("com.microsoft.QLinearReduceMean", "no kernel to tell its shape", tokens(
-        between("QLinearReduceMean", attributes="<axes = [1], keepdims = 1>"), QZ).replace("[N,5,3] y", "[N,1,3] y"), "",
+        between("QLinearReduceMean", attributes="<axes = [1], keepdims = 1>"), QZ).replace("[N,5,3] y", "[N,1,3] y"),
+        "",
         "A:1=shape-unknown", runs=False),
     Row("com.microsoft.QLinearConcat", "same twice", vector(between("QLinearConcat", "z, q, s_pos, z, q, s_pos, z",
         "<axis = 1>", "s_pos"), QZ)
