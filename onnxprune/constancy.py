@@ -2,7 +2,8 @@
 
 For every tensor and every free dim d on exactly one of its axes, `values[tensor][d]` has shape (d.size,): the number
 that all entries of that unit equal, or NaN where that is not known. Zero filters give their bias, ReLU of a constant is
-a constant, a product with zero is zero. Operators fall into few behaviours, one table row each; an operator without a
+a constant, a product with zero is zero. Integers that stand for reals are held as they are stored; `at` subtracts the
+zero point for the operators that do so. Operators fall into few behaviours, one table row each; an operator without a
 row gives nothing, which is always right.
 """
 
@@ -10,19 +11,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.dims import Dim, Expr, atoms, gather, spread
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import attributes, operator
+from onnxprune.graph import FLOATS, attributes, operator
 from onnxprune.inference import TypedGraph
+from onnxprune.quantization import Operand, has, operand, product_operands, real
 from onnxprune.rules import elementwise, movement
 
 Values = dict[Dim, NDArray[np.float64]]
+ZERO_POINT = math.inf  # of an integer tensor: its zero point, which is known at run time only
 
 
 class Constancy:
@@ -41,16 +45,29 @@ class Constancy:
                         self.values[node.output[k]] = known
 
     def at(self, i: int, j: int) -> Values:
-        """Constants of input j of node i."""
-        node = self.typed.graph.nodes[i]
-        if j >= len(node.input) or not node.input[j]:
+        """Constants of input j of node i; where the node takes it as quantised, with the zero point subtracted."""
+        node, axes = self.typed.graph.nodes[i], self.typed.signatures[i].inputs[j] if j < self._arity(i) else None
+        if not has(node, j) or axes is None:
             return {}
-        if node.input[j] not in self.typed.graph.constants:
-            return self.values.get(node.input[j], {})
+        if node.input[j] in self.values:
+            found, values = operand(node, j), self.values[node.input[j]]
+            return values if found is None else {d: self._less_zero(i, found, d, v) for d, v in values.items()}
         if (i, j) not in self._constants:
-            axes = self.typed.signatures[i].inputs[j]
-            self._constants[i, j] = of_array(self.typed.graph.array(node.input[j]), axes) if axes is not None else {}
+            array = real(self.typed.graph, i, j)
+            self._constants[i, j] = {} if array is None else of_array(array, axes)
         return self._constants[i, j]
+
+    def _arity(self, i: int) -> int:
+        return len(self.typed.signatures[i].inputs)
+
+    def _less_zero(self, i: int, found: Operand, d: Dim, stored: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(stored == ZERO_POINT, 0.0, stored - self.along(i, found.zero, d, 0.0))
+
+    def along(self, i: int, j: int | None, d: Dim, absent: float) -> NDArray[np.float64]:
+        """Scales or zero points, input j of node i, per unit of dim d; NaN where they are not known."""
+        if j is None or not has(self.typed.graph.nodes[i], j):
+            return np.full(d.size, absent)
+        return self.at(i, j).get(d, np.full(d.size, self.uniform(i, j)))
 
     def uniform(self, i: int, j: int) -> float:
         """The number that every entry of input j equals, or NaN."""
@@ -130,7 +147,8 @@ def _argument(c: Constancy, i: int, j: int, d: Dim, axis: int) -> NDArray[np.flo
     place = single_dims(axes).get(d) if axes is not None else None
     aligned = place is not None and axes is not None and out is not None and place - len(axes) == axis - len(out)
     if aligned and d in c.at(i, j):
-        return c.at(i, j)[d]
+        integer = c.typed.facts.dtypes.get(node.input[j], TensorProto.FLOAT) not in FLOATS
+        return np.where(np.isinf(c.at(i, j)[d]), np.nan, c.at(i, j)[d]) if integer else c.at(i, j)[d]
     return np.full(d.size, c.uniform(i, j))
 
 
@@ -215,19 +233,19 @@ def _padded(c: Constancy, i: int) -> dict[int, Values]:
     }
 
 
-def _product(c: Constancy, i: int) -> dict[int, Values]:
+def _product(c: Constancy, i: int, at: int = 2) -> dict[int, Values]:
     """MatMul, Gemm, Einsum, Conv, ConvTranspose: an output unit whose weights are zero wherever the input is not is its
-    bias.
+    bias, input `at`.
     """
     node = c.typed.graph.nodes[i]
-    bias = c.at(i, 2) if len(node.input) > 2 else {}
-    biased = len(node.input) > 2 and node.input[2] != ""
+    biased = has(node, at)
+    bias = c.at(i, at) if biased else {}
     made = _zero_operands(c, i)
     for d, dead in dead_outputs(c, i).items():
         made[d] = np.where(dead | (made.get(d, np.full(d.size, np.nan)) == 0), 0.0, np.nan)
     if biased:
         axis = c.out_dims(i)
-        carried = single_dims(c.typed.signatures[i].inputs[2] or [])
+        carried = single_dims(c.typed.signatures[i].inputs[at] or [])
         scale = float(attributes(node).get("beta", 1.0))
         made = {
             d: np.where(v == 0, bias[d] * scale, np.nan)
@@ -235,6 +253,45 @@ def _product(c: Constancy, i: int) -> dict[int, Values]:
             if d in carried and d in bias and d in axis
         }
     return {0: made}
+
+
+def _quantised_product(c: Constancy, i: int, bias: int, zero: int) -> dict[int, Values]:
+    """QLinearConv, QLinearMatMul, QGemm: where the product and its bias are zero, the output is its zero point."""
+    made = _product(c, i, bias)[0]
+    return {0: {d: np.where(v == 0, _stored_zero(c, i, zero, d), np.nan) for d, v in made.items()}}
+
+
+def _stored_zero(c: Constancy, i: int, j: int, d: Dim) -> NDArray[np.float64]:
+    """The zero point, input j of node i, as stored in the units of dim d."""
+    zero = c.along(i, j, d, 0.0)
+    return np.where(np.isnan(zero), ZERO_POINT, zero)
+
+
+def _quantised(c: Constancy, i: int) -> dict[int, Values]:
+    """QuantizeLinear: saturate(round(x / scale) + zero point), and the zero point for zero. DynamicQuantizeLinear knows
+    neither beforehand.
+    """
+    made: Values = {}
+    dynamic = c.typed.graph.nodes[i].op_type == "DynamicQuantizeLinear"
+    kind = helper.tensor_dtype_to_np_dtype(
+        c.typed.facts.dtypes.get(c.typed.graph.nodes[i].output[0], TensorProto.UINT8)
+    )
+    for d, x in c.at(i, 0).items():
+        made[d] = np.where(x == 0, ZERO_POINT if dynamic else _stored_zero(c, i, 2, d), np.nan)
+        if kind.kind in "iu" and not dynamic:
+            limits, scale = np.iinfo(kind), c.along(i, 1, d, math.nan)
+            with np.errstate(all="ignore"):
+                stored = np.clip(np.round(x / scale) + c.along(i, 2, d, 0.0), limits.min, limits.max)
+            made[d] = np.where(scale == 0, np.nan, np.where(x == 0, made[d], stored))
+    return {0: {d: v for d, v in made.items() if d in c.out_dims(i)}}
+
+
+def _dequantised(c: Constancy, i: int) -> dict[int, Values]:
+    """DequantizeLinear: (stored - zero point) * scale."""
+    values = c.at(i, 0)
+    if c.typed.graph.nodes[i].input[0] in c.values:
+        values = {d: np.where(v == 0, 0.0, v * c.along(i, 1, d, math.nan)) for d, v in values.items()}
+    return {0: {d: v for d, v in values.items() if d in c.out_dims(i)}}
 
 
 def _zero_operands(c: Constancy, i: int) -> Values:
@@ -245,7 +302,8 @@ def _zero_operands(c: Constancy, i: int) -> Values:
     summed = {place for r in signature.reads for place in ((r.input, r.axis), r.partner)}
     made: Values = {}
     for d in c.out_dims(i):
-        places = ((j, single_dims(signature.inputs[j] or []).get(d)) for j in range(min(2, len(signature.inputs))))
+        operands = product_operands(c.typed.graph.nodes[i])
+        places = ((j, single_dims(signature.inputs[j] or []).get(d)) for j in operands if j < len(signature.inputs))
         carriers = [j for j, axis in places if axis is not None and (j, axis) not in summed]
         zeros = [c.at(i, j).get(d, np.full(d.size, np.nan)) == 0 for j in carriers]
         if zeros:
@@ -260,13 +318,14 @@ def dead_outputs(c: Constancy, i: int) -> dict[Dim, NDArray[np.bool_]]:
     if read is None or read.partner is None or node.op_type in ("LSTM", "GRU", "RNN", "Attention"):
         return {}
     (data, axis), (weight, summed) = (read.input, read.axis), read.partner
-    if node.input[weight] not in c.typed.graph.constants:
+    w = real(c.typed.graph, i, weight)
+    if w is None:
         (data, axis), (weight, summed) = (weight, summed), (data, axis)
-    if node.input[weight] not in c.typed.graph.constants or signature.inputs[weight] is None:
+        w = real(c.typed.graph, i, weight)
+    if w is None or signature.inputs[weight] is None:
         return {}
-    w = c.typed.graph.array(node.input[weight])
     live = ~c.zero(i, data, axis)
-    if node.op_type in ("Conv", "ConvTranspose"):
+    if "Conv" in node.op_type:
         return _dead_channels(c, i, w, live)
     shape = [1] * w.ndim
     shape[summed] = -1
@@ -283,7 +342,7 @@ def _dead_channels(c: Constancy, i: int, w: NDArray[Any], live: NDArray[np.bool_
     node = c.typed.graph.nodes[i]
     g = int(attributes(node).get("group", 1))
     used = (w != 0).reshape(*w.shape[:2], -1).any(axis=2)
-    if node.op_type == "Conv":  # (g*O, I) with inputs (g, I)
+    if node.op_type != "ConvTranspose":  # (g*O, I) with inputs (g, I)
         dead = ~(used.reshape(g, -1, used.shape[1]) & live.reshape(g, 1, -1)).any(axis=2).reshape(-1)
     else:  # (g*I, O)
         dead = ~(used.reshape(g, -1, used.shape[1]) & live.reshape(g, -1, 1)).any(axis=1).reshape(-1)
@@ -400,6 +459,16 @@ _TABLE: dict[str, Row] = {
     "Gemm": _product,
     "MatMul": _product,
     "Einsum": _product,
+    "ConvInteger": partial(_product, at=4),
+    "MatMulInteger": partial(_product, at=4),
+    "com.microsoft.DynamicQuantizeMatMul": partial(_product, at=4),
+    "com.microsoft.MatMulIntegerToFloat": partial(_product, at=6),
+    "QLinearConv": partial(_quantised_product, bias=8, zero=7),
+    "QLinearMatMul": partial(_quantised_product, bias=8, zero=7),
+    "com.microsoft.QGemm": partial(_quantised_product, bias=6, zero=8),
+    "QuantizeLinear": _quantised,
+    "DynamicQuantizeLinear": _quantised,
+    "DequantizeLinear": _dequantised,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": _norm,
     "LayerNormalization": _norm,

@@ -52,6 +52,8 @@ def _records(graph: Graph, data: DataLike) -> Iterator[Mapping[str, NDArray[Any]
         yield from _files(graph, Path(data))
     elif isinstance(data, Mapping):
         yield data
+    elif not isinstance(data, Iterable):
+        raise InputError(f"cannot read data from a {type(data).__name__}: give a file, a folder or a dict of arrays")
     else:
         for record in data:
             if not isinstance(record, Mapping):

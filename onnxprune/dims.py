@@ -61,8 +61,8 @@ REASONS = {
     "misaligned": "two groupings of it do not align",
     "structure": "it is fixed by the operator",
     "shape-unknown": "the shape is not known before running",
-    "sequence": "it is inside a sequence or an optional value",
     "rule-mismatch": "the rule and the traced shape disagree",
+    "sequence": "it is inside a sequence, optional or map value",
 }
 
 

@@ -334,11 +334,12 @@ def captured(node: NodeProto) -> list[str]:
     for attribute in node.attribute if node.op_type != ENTER else ():
         graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
         for body in graphs:
-            found.update(dict.fromkeys(_free_names(body)))
+            found.update(dict.fromkeys(free_names(body)))
     return list(found)
 
 
-def _free_names(body: GraphProto) -> Iterator[str]:
+def free_names(body: GraphProto) -> Iterator[str]:
+    """Names that a graph uses and does not make."""
     local = {i.name for i in body.input} | {t.name for t in body.initializer}
     local |= {t.values.name for t in body.sparse_initializer} | {n for node in body.node for n in node.output}
     for node in body.node:

@@ -9,6 +9,7 @@ matter is put back, until nothing changes. What is left is the largest set that 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,10 @@ from numpy.typing import NDArray
 from onnxprune.constancy import Constancy
 from onnxprune.dims import Dim, Mask, atoms, gather, keep, spread
 from onnxprune.inference import TypedGraph
+from onnxprune.quantization import real
 from onnxprune.rules.rule import Read
 
+CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
@@ -88,10 +91,10 @@ def _zero_weights(typed: TypedGraph, i: int, place: tuple[int, int], kept: dict[
     """Per index of a constant's axis: whether its entries are zero wherever the other axes keep their index."""
     j, axis = place
     axes = typed.signatures[i].inputs[j] or []
-    name = typed.graph.nodes[i].input[j]
-    if name not in typed.graph.constants:
+    weights = real(typed.graph, i, j)
+    if weights is None:
         return np.zeros(axes[axis].size, bool)
-    w = typed.graph.array(name) != 0
+    w = weights != 0
     for k, e in enumerate(axes):
         if k != axis and any(d in kept for d in atoms(e)):
             w = np.compress(keep(e, kept), w, axis=k)
@@ -105,16 +108,17 @@ def _matched_zero(
     weights (g*O, I), keys with fewer heads than there are queries.
     """
     (j, axis), inputs = read.partner or (0, 0), typed.signatures[i].inputs
-    if typed.graph.nodes[i].op_type == "Conv" and typed.graph.nodes[i].input[j] in typed.graph.constants:
-        return _grouped_zero(typed, i, kept)
+    weights = real(typed.graph, i, j) if typed.graph.nodes[i].op_type in CONVOLUTIONS else None
+    if weights is not None:
+        return _grouped_zero(typed, i, j, weights, kept)
     units = gather((inputs[j] or [])[axis], other, np.logical_and.reduce)
     return spread((inputs[read.input] or [])[read.axis], units, np.logical_or, False).astype(bool)
 
 
-def _grouped_zero(typed: TypedGraph, i: int, kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+def _grouped_zero(typed: TypedGraph, i: int, j: int, weights: NDArray[Any], kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
     """Per input channel (g*I) of a grouped convolution: whether its group's remaining filters ignore it."""
-    node, axes = typed.graph.nodes[i], typed.signatures[i].inputs[1] or []
-    w = (typed.graph.array(node.input[1]) != 0).reshape(axes[0].size, axes[1].size, -1).any(axis=2)
+    axes = typed.signatures[i].inputs[j] or []
+    w = (weights != 0).reshape(axes[0].size, axes[1].size, -1).any(axis=2)
     w = w & keep(axes[0], kept)[:, None]
     g = (typed.signatures[i].inputs[0] or [])[1].size // axes[1].size
     return np.asarray(~w.reshape(g, -1, axes[1].size).any(axis=1).reshape(-1))

@@ -11,7 +11,13 @@ from collections.abc import Iterable, Iterator
 from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
 from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
+from onnxprune.quantization import product_operands
 
+CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger")
+PRODUCTS = (
+    *("MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"),
+    *("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"),
+)
 KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
 
 
@@ -70,6 +76,7 @@ class _Marks:
     def __init__(self, typed: TypedGraph, index: int, mark: object, fixed: set[str]) -> None:
         self.node, self.signature, self.mark = typed.graph.nodes[index], typed.signatures[index], mark
         self.constant = [name in fixed for name in self.node.input]
+        self.operands = product_operands(self.node)
 
     def by_operator(self, op: str) -> None:
         s, mark = self.signature, self.mark
@@ -80,27 +87,30 @@ class _Marks:
         inputs = s.inputs
         if op in ("LSTM", "GRU", "RNN") and inputs[2] is not None:
             mark([inputs[2][2]], "hidden")
-        elif op in ("Conv", "ConvTranspose") and s.outputs[0] is not None and inputs[1] is not None:
+        elif op in CONVOLUTIONS and s.outputs[0] is not None and (w := inputs[self.operands[1]]) is not None:
             mark([s.outputs[0][1]], "filters")
-            mark(_outer_groups(s.outputs[0][1], inputs[1], op), "groups")
+            mark(_outer_groups(s.outputs[0][1], w, op), "groups")
         elif op == "Attention" and s.reads:
             mark([s.reads[0].expr], "head-channels")
             self._attention(mark)
-        elif op in ("MatMul", "Gemm", "Einsum") and len(inputs) > 1 and s.outputs[0] is not None:
+        elif op == "com.microsoft.DynamicQuantizeLSTM" and inputs[2] is not None:
+            mark([inputs[2][1]], "hidden")
+        elif op in PRODUCTS and len(inputs) > 1 and s.outputs[0] is not None:
             self._product(mark)
 
     def _product(self, mark: object) -> None:
         assert callable(mark)
-        a, b, out = self.signature.inputs[0], self.signature.inputs[1], self.signature.outputs[0]
+        i, j = self.operands
+        a, b, out = self.signature.inputs[i], self.signature.inputs[j], self.signature.outputs[0]
         if a is None or b is None or out is None:
             return
-        if not any(self.constant[:2]):  # data times data: attention
+        if not (self.constant[i] or self.constant[j]):  # data times data: attention
             mark([r.expr for r in self.signature.reads], "head-channels")
             mark(out[-1:], "head-channels")
             mark(out[:-2], "heads")
             return
         mark(out[-1:], "neurons")
-        weight = a if self.constant[0] else b
+        weight = a if self.constant[i] else b
         if len(weight) > 2:
             mark(weight[:-2], "experts")
 

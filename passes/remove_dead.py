@@ -4,13 +4,14 @@ more.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import networkx as nx
 from onnx import ModelProto
 
-from onnxprune.graph import Graph, captured
+from onnxprune.graph import Graph, captured, free_names
 from onnxprune.manager import State
 
 
@@ -32,24 +33,38 @@ class RemoveDead:
         live = nx.ancestors(flow, "end")
         nodes = [node for i, node in enumerate(graph.nodes) if i in live]
         named = {n for node in nodes for n in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
-        tensors = {n: t for n, t in graph.tensors.items() if n in named}
-        shell = _without_stale(
-            graph.shell, named | {n for node in nodes for n in node.output}, set(graph.tensors) - set(tensors)
-        )
+        alive = named | {n for node in nodes for n in node.output}
+        noted = set(_noted(graph.shell, alive))
+        tensors = {n: t for n, t in graph.tensors.items() if n in named or n in noted}
+        shell = _without_stale(graph.shell, alive, set(graph.tensors) - set(tensors))
         if len(nodes) == len(graph.nodes) and len(tensors) == len(graph.tensors) and shell is graph.shell:
             return graph
         return graph.replace(nodes, tensors, shell)
 
 
 def _without_stale(shell: ModelProto, alive: set[str], dropped: set[str]) -> ModelProto:
-    stale = [v for v in shell.graph.value_info if v.name not in alive]
-    inputs = [v for v in shell.graph.input if v.name in dropped]  # IR version 3 lists initialisers as inputs
-    if not stale and not inputs:
+    values = [v for v in shell.graph.value_info if v.name in alive]
+    inputs = [v for v in shell.graph.input if v.name not in dropped]  # IR version 3 lists initialisers as inputs
+    notes = [a for a in shell.graph.quantization_annotation if a.tensor_name in alive]
+    parts = (shell.graph.value_info, values), (shell.graph.input, inputs), (shell.graph.quantization_annotation, notes)
+    if all(len(old) == len(left) for old, left in parts):
         return shell
     made = ModelProto()
     made.CopyFrom(shell)
-    for field, keep in ((made.graph.value_info, shell.graph.value_info), (made.graph.input, shell.graph.input)):
-        left = [v for v in keep if v not in stale and v not in inputs]
+    fields = made.graph.value_info, made.graph.input, made.graph.quantization_annotation
+    for field, (_, left) in zip(fields, parts, strict=True):
         del field[:]
         field.extend(left)
     return made
+
+
+def _noted(shell: ModelProto, alive: set[str]) -> Iterator[str]:
+    """Names that the annotations of live tensors and the training graphs refer to."""
+    for annotation in shell.graph.quantization_annotation:
+        if annotation.tensor_name in alive:
+            yield from (p.value for p in annotation.quant_parameter_tensor_names)
+    for training in shell.training_info:
+        for pair in (*training.initialization_binding, *training.update_binding):
+            yield from (pair.key, pair.value)
+        yield from free_names(training.initialization)
+        yield from free_names(training.algorithm)

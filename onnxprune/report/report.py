@@ -108,7 +108,8 @@ def versions() -> dict[str, str]:
 
 def cut_rows(plan: Plan) -> list[Cutting]:
     """Cut dims in the plan's order."""
-    return [Cutting(n, plan.kinds.get(n, "units"), int(m.size), int(m.sum())) for n, m in plan.keep.items()]
+    cut = {n: m for n, m in plan.keep.items() if not m.all()}
+    return [Cutting(n, plan.kinds.get(n, "units"), int(m.size), int(m.sum())) for n, m in cut.items()]
 
 
 def frozen_rows(typed: TypedGraph) -> list[Frozen]:
@@ -122,5 +123,5 @@ def frozen_rows(typed: TypedGraph) -> list[Frozen]:
 
 def dim_counts(typed: TypedGraph, plans: Sequence[Plan]) -> dict[str, int]:
     carried = [d for d in typed.dims if d.dim.size > 1 and (d.places or not d.dim.frozen)]
-    pruned = {n for plan in plans for n in plan.keep}
+    pruned = {row.dim for plan in plans for row in cut_rows(plan)}
     return {"total": len(carried), "prunable": len(typed.prunable), "pruned": len(pruned)}

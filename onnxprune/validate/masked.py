@@ -149,8 +149,8 @@ class _Masker:
         self.op("Div", made.output[0], self.const(np.array(share, self.dtype(node.output[0]))), out=node.output[0])
 
     def _masked(self, node: NodeProto, read: Read, mask: Mask, x: str) -> str:
-        """Operand x of a node with its removed units filled in. What comes from DequantizeLinear is masked before it,
-        so ONNX Runtime goes on fusing it into integer kernels, whose sums are exact.
+        """Operand x of a node with its removed units filled in. What comes from DequantizeLinear is masked before it:
+        ONNX Runtime then goes on fusing it into integer kernels, whose sums are exact.
         """
         found, source = operand(node, read.input), self._dequantised.get(x)
         if found is not None:

@@ -106,7 +106,19 @@ SPELLED_OUT = [
     Row("Slice", "attention, rotary halves", ROTARY, "Q:1=3"),
     Row("Expand", "attention, key-value heads repeated by Expand", REPEATED, "Q:1/0=2 Q:1/1=2 Q:1/2=6 V:1/1=6"),
 ]
-ROWS = OPERATOR + SPELLED_OUT
+TURNED = (
+    "(float[2,7,8] x) => (float[2,7,3] y) <float[8,24] A, float[24,3] B, float[2,7,3] c, float[2,7,3] d>"
+    "{ h = MatMul(x, A) g = RotaryEmbedding <num_heads = 4> (h, c, d) y = MatMul(g, B) }"
+)
+ROTARY_ROWS = [
+    Row("RotaryEmbedding", "halves", TURNED, "A:1/0=4 A:1/2=3", opset=23),
+    Row("RotaryEmbedding", "interleaved", TURNED.replace("<num_heads", "<interleaved = 1, num_heads"), "A:1/0=4"
+        " A:1/1=3", opset=23),
+    Row("RotaryEmbedding", "part of the channels", TURNED.replace("<num_heads", "<rotary_embedding_dim = 4, num_heads")
+        .replace("7,3]", "7,2]")
+        .replace("[2,7,2] y", "[2,7,3] y"), "A:1/0=4 A:1/2=2 A:1/3=2", opset=23),
+]  # fmt: skip
+ROWS = OPERATOR + SPELLED_OUT + ROTARY_ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

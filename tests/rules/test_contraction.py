@@ -52,6 +52,15 @@ CONV = [
     Row("ConvTranspose", "padded", image("g = ConvTranspose <strides = [2,2], pads = [1,1,1,1], output_padding ="
         " [1,1]> (h, C)", "float[8,8,3,3] C"),
         "A:0=8 C:1=8"),
+    Row("DeformConv", "two layers", image("g = DeformConv(h, C, o)", "float[6,8,2,2] C, float[2,8,5,5] o")
+        .replace("3,8,1,1", "3,6,1,1")
+        .replace("[N,2,6,6]", "[2,2,6,6]"), "A:0=8 C:0=6", opset=22),
+    Row("CausalConvWithState", "depthwise", "(float[N,2,9] x) => (float[N,3,9] y) <float[6,2,1] A, float[6,1,3] C,"
+        " float[6] c, float[3,6,1] B>"
+        "{ h = Conv(x, A) g, s = CausalConvWithState(h, C, c) y = Conv(g, B) }", "A:0=6", opset=27, runs=False),
+    Row("Col2Im", "blocks", "(float[N,2,9] x) => (float[N,3,P,Q] y) <float[24,2,1] A, float[3,6,1,1] B, int64[2] s ="
+        " {4,4}, int64[2] k = {2,2}>"
+        "{ h = Conv(x, A) g = Col2Im(h, s, k) y = Conv(g, B) }", "A:0/0=6"),
 ]  # fmt: skip
 
 MATRIX = [

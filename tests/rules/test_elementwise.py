@@ -69,6 +69,7 @@ BROADCAST = [
     Row("Mean", "two operands", vector("k = MatMul(x, C) g = Mean(h, k)", "float[4,8] C"), AB),
     Row("Sum", "three operands", vector("k = MatMul(x, C) g = Sum(h, k, b)", "float[4,8] C, float[8] b"), AB),
     Row("Sum", "one operand", vector("g = Sum(h)"), AB),
+    Row("SwiGLU", "gate", vector("k = MatMul(x, C) g = SwiGLU(h, k)", "float[4,8] C"), AB, opset=28, runs=False),
     Row("Where", "mask per unit", vector("b = Greater(h, s) g = Where(b, h, t)", "float[8] s, float[1,8] t"), AB),
     Row("Where", "number", vector("b = Less(h, s) g = Where(b, s, h)", "float s = {0}"), AB),
     Row("BitShift", "left", vector('a = Abs(h) i = Cast <to = 13> (a) k = BitShift <direction = "LEFT"> (i, n) g ='

@@ -44,6 +44,9 @@ GATHER = [
         " MatMul(g, B) }", "B:0=40", "A:1=picked"),
     Row("Gather", "matrix of indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)", "int64[2,4] k"
         " = {0,1,2,3,4,5,6,7}"), "A:1/0=2 A:1/1=4"),
+    Row("Gather", "matrix of scattered indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)",
+        "int64[2,40] k = {" + ",".join(str(i * 3 % 8) for i in range(80)) + "}").replace("[8,3] B", "[80,3] B"),
+        "k:0=2 k:1=40", "A:1=picked"),
     Row("Gather", "index at run time", "(float[N,4] x, int64[5] k) => (float[N,5] y) <float[4,8] A> { h = MatMul(x, A)"
         " y = Gather <axis = 1> (h, k) }", "",
         "A:1=index"),
@@ -104,6 +107,26 @@ ORDERED = [
     Row("GridSample", "channels", "(float[2,2,6,6] x) => (float[2,3,3,3] y) <float[8,2,1,1] A, float[3,8,1,1] B,"
         " float[2,3,3,2] k>"
         "{ h = Conv(x, A) g = GridSample(h, k) y = Conv(g, B) }", "A:0=8", opset=20),
+    Row("CumProd", "along the tokens", tokens("g = CumProd(h, k)", "int64 k = {1}"), "A:1=8", opset=26, runs=False),
+    Row("Compress", "beside the units", "(float[5,4] x) => (float[3,3] y) <float[4,8] A, float[8,3] B, bool[5] c ="
+        " {1,0,1,1,0}>"
+        "{ h = MatMul(x, A) g = Compress <axis = 0> (h, c) y = MatMul(g, B) }", "A:1=8"),
+    Row("Compress", "flattened", "(float[5,4] x) => (float[M] y) <float[4,8] A, bool[5] c = {1,0,1,1,0}>"
+        "{ h = MatMul(x, A) y = Compress(h, c) }", "", "A:1=index"),
+    Row("TensorScatter", "cache", "(float[2,1,4] x, float[2,6,8] p, int64[2] i) => (float[2,6,3] y) <float[4,8] A,"
+        " float[8,8] C, float[8,3] B>"
+        "{ h = MatMul(x, A) c = MatMul(p, C) g = TensorScatter(c, h, i) y = MatMul(g, B) }", "A:1=8", opset=24,
+        runs=False),
+    Row("CenterCropPad", "rows", image("g = CenterCropPad <axes = [2,3]> (h, s)", "int64[2] s = {4,4}"), "A:0=8"),
+    Row("DFT", "beside the units", "(float[2,8,4] x) => (float[2,8,3] y) <float[4,6] A, float[6,3] B, int64 b = {2},"
+        " int64[1] l = {3}>"
+        "{ h = MatMul(x, A) t = Transpose <perm = [0,2,1]> (h) u = Unsqueeze(t, l) d = DFT(u, \"\", b) p = ReduceSum"
+        " <keepdims = 0> (d, l)"
+        " g = Transpose <perm = [0,2,1]> (p) y = MatMul(g, B) }", "A:1=6", opset=20),
+    Row("Det", "of the last two axes", "(float[5,3,4] x) => (float[6] y) <float[4,6] A, int64[1] z = {0}, int64[1] n ="
+        " {3}, int64[1] a = {1}>"
+        + "{ h = MatMul(x, A) t = Transpose <perm = [2,0,1]> (h) q = Slice(t, z, n, a) y = Det(q) }", "",
+        "A:1=graph-output"),
 ]  # fmt: skip
 
 SIZES = [
@@ -151,6 +174,13 @@ SIZES = [
     Row("Range", "as long as the units", "(float[4] x) => (float[3] y) <float[4,8] A, float[8,3] B, float z = {0},"
         " float o = {1}, float e = {8}>"
         "{ h = MatMul(x, A) r = Range(z, e, o) g = Mul(h, r) y = MatMul(g, B) }", "", "A:1=index"),
+    *(Row(f"{name}Window", "as long as the units", vector(f"w = {name}Window(k) g = Mul(h, w)", "int64 k = {8}"), "",
+        "A:1=index")
+      for name in ("Blackman", "Hamming", "Hann")),
+    Row("MelWeightMatrix", "filter bank", "(float[5,4] x) => (float[5,8] y) <float[4,9] A, int64 b = {8}, int64 n ="
+        " {16}, int64 r = {8192},"
+        "float lo = {0}, float hi = {4096}> { h = MatMul(x, A) m = MelWeightMatrix(b, n, r, lo, hi) y = MatMul(h, m)"
+        " }", "", "A:1=index"),
     Row("Constant", "weights in nodes", vector("c = Constant <value = float[8] {1,2,3,4,5,6,7,8}> () g = Add(h, c)"),
         "A:1=8"),
     Row("Constant", "list of numbers", vector("c = Constant <value_floats = [1.0,2.0,3.0,4.0,5.0,6.0,7.0,8.0]> () g ="
@@ -158,11 +188,6 @@ SIZES = [
 ]  # fmt: skip
 
 UNTYPED = [
-    Row("SequenceMap", "rows", "(float[5,4] x) => (float[5,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) q ="
-        " SequenceConstruct(h)"
-        " r = SequenceMap <body = step (float[5,8] s) => (float[5,8] r) { r = Relu(s) }> (q) g = ConcatFromSequence"
-        " <axis = 0> (r) y = MatMul(g, B) }",
-        "", "A:1=sequence", runs=False),
     Row("NonZero", "positions", "(float[5,4] x) => (int64[2,M] y) <float[4,8] A> { h = MatMul(x, A) r = Relu(h) y ="
         " NonZero(r) }", "", "A:1=barrier"),
     Row("MaxUnpool", "indices", image("p, i = MaxPool <kernel_shape = [2,2], strides = [2,2]> (h)"

@@ -18,13 +18,14 @@ from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate
 from onnxprune.validate.surgery_check import surgery_check
 from tests import rules
-from tests.common import Row, build, check_row, feeds_for, plant, typed_model, vector
+from tests.common import Row, build, check_row, feeds_for, free_dims, plant, reason_code, typed_model, vector
 from tests.test_lossless import check_lossless
 
 FAMILIES = [importlib.import_module(f"tests.rules.{m.name}") for m in pkgutil.iter_modules(rules.__path__)
             if m.name.startswith("test_") and m.name != "test_table"]  # fmt: skip
 ROWS = [row for family in FAMILIES for row in family.ROWS]
 BRACKETS = {"BodyEnter", "BodyLeave"}  # of the bodies of If, Loop and Scan, whose rows go through them
+DELIBERATE = {op: rule for op, rule in RULES.items() if isinstance(rule, Deliberate)}
 OTHER_REASONS = [
     Row("MatMul", "graph output", "(float[N,4] x) => (float[N,8] y) <float[4,8] A> { y = MatMul(x, A) }", "",
         "A:1=graph-output"),
@@ -43,8 +44,15 @@ def test_reason(row: Row) -> None:
 
 
 def test_every_rule_has_a_row() -> None:
-    deliberate = {name for name, rule in RULES.items() if isinstance(rule, Deliberate)}  # tested apart
-    assert {row.op for row in ROWS} | BRACKETS | deliberate == set(RULES)
+    assert {row.op for row in ROWS} | BRACKETS | set(DELIBERATE) == set(RULES)
+
+
+@pytest.mark.parametrize("op", sorted(DELIBERATE))
+def test_deliberately_untyped(op: str) -> None:
+    """All that such a node touches is frozen, for the reason given."""
+    typed = typed_model(build(vector(f"g = {op}(h)"), 24))
+    assert free_dims(typed) == ""
+    assert reason_code(typed, "A:1") == DELIBERATE[op].code
 
 
 def test_every_row_has_its_operator_and_a_name_of_its_own() -> None:
@@ -54,7 +62,7 @@ def test_every_row_has_its_operator_and_a_name_of_its_own() -> None:
 
 def test_every_reason_is_produced() -> None:
     produced = {entry.split("=")[1] for row in [*ROWS, *OTHER_REASONS] for entry in row.frozen.split()}
-    assert produced - {"free"} == set(REASONS)
+    assert produced - {"free"} | {rule.code for rule in DELIBERATE.values()} == set(REASONS)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.free and r.runs], ids=str)
