@@ -204,7 +204,7 @@ def resized_by_center(node: Node) -> None:
 def transform(node: Node) -> None:
     """DFT (opset 17-20): entries of the transformed axis are mixed, the last axis is real and imaginary part."""
     x, shape = node.axes(0), node.out_shape()
-    value = node.ints("axis", 2)
+    value = node.ints("axes", 2) if node.opset >= 20 else None
     at = (value[0] if value else int(node.attr("axis", 1 if node.opset < 20 else -2))) % len(x)
     for e in (x[at], x[-1]):
         node.freeze(e, "normalised")
