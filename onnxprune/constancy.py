@@ -428,6 +428,31 @@ def _outputs(c: Constancy, i: int) -> int:
     return len(c.typed.graph.nodes[i].output)
 
 
+def _all_zero(c: Constancy, i: int, inputs: Sequence[int]) -> dict[int, Values]:
+    """A unit that every one of the inputs that are present carries and holds at zero is zero."""
+    node, signature = c.typed.graph.nodes[i], c.typed.signatures[i]
+    given = [j for j in inputs if j < len(node.input) and node.input[j]]
+    made: Values = {}
+    for d in c.out_dims(i):
+        if given and all(d in single_dims(signature.inputs[j] or []) and d in c.at(i, j) for j in given):
+            made[d] = np.where(np.all([c.at(i, j)[d] == 0 for j in given], axis=0), 0.0, np.nan)
+    return {0: made}
+
+
+def _activated(c: Constancy, i: int) -> dict[int, Values]:
+    """FusedConv, FusedGemm: a product, with Relu or nothing behind it; what FusedConv adds is not followed."""
+    attrs = attributes(c.typed.graph.nodes[i])
+    kind = attrs.get("activation", b"").decode()
+    if kind not in ("", "Relu") or len(c.typed.graph.nodes[i].input) > 3:
+        return {}
+    made = _product(c, i)[0]
+    return {0: {d: np.maximum(v, 0) if kind else v for d, v in made.items()}}
+
+
+def _group_query(c: Constancy, i: int) -> dict[int, Values]:
+    return _all_zero(c, i, (2, 4) if c.typed.graph.nodes[i].input[2] else (0, 4))
+
+
 def _kept(c: Constancy, i: int) -> dict[int, Values]:
     """A constant stays what it is: maxima, means, pools without padding."""
     return {0: _merge(c, i, (0,))}
@@ -479,6 +504,15 @@ _TABLE: dict[str, Row] = {
     "RNN": _recurrent,
     "Attention": lambda c, i: _zeros(c, i, (2, 5)),  # values and their past
     "ConstantOfShape": _filled,
+    "SimplifiedLayerNormalization": _norm,
+    **dict.fromkeys((f"com.microsoft.{n}" for n in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")), _pointwise),
+    **dict.fromkeys((f"com.microsoft.{n}" for n in ("FusedMatMul", "TransposeMatMul")), _product),
+    "com.microsoft.FusedConv": _activated,
+    "com.microsoft.FusedGemm": _activated,
+    "com.microsoft.RotaryEmbedding": _zeros,
+    "com.microsoft.Attention": lambda c, i: _all_zero(c, i, (1, 2, 4)),  # weights, bias, past
+    "com.microsoft.MultiHeadAttention": lambda c, i: _all_zero(c, i, (2, 3, 7)),  # values, bias, past
+    "com.microsoft.GroupQueryAttention": _group_query,
     "BodyLeave": _left,
     "If": _branches,
 }

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
+from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve
 from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
 from onnxprune.quantization import product_operands
+from onnxprune.rules.rule import Edit
 
-CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger")
+HEADS = ("num_heads", "kv_num_heads")  # attributes that count heads
+CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "com.microsoft.FusedConv")
 PRODUCTS = (
     *("MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"),
     *("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"),
+    *("com.microsoft.FusedGemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"),
+)
+FUSED_ATTENTION = tuple(
+    f"com.microsoft.{op}" for op in ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention")
 )
 KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
 
@@ -95,6 +101,12 @@ class _Marks:
             self._attention(mark)
         elif op == "com.microsoft.DynamicQuantizeLSTM" and inputs[2] is not None:
             mark([inputs[2][1]], "hidden")
+        elif op in FUSED_ATTENTION:
+            self._fused_attention(mark)
+        elif op == "com.microsoft.MoE" and inputs[4] is not None:
+            mark(inputs[4][2:], "neurons")
+        elif op == "com.microsoft.MatMulNBits" and s.outputs[0] is not None:
+            mark(s.outputs[0][-1:], "neurons")
         elif op in PRODUCTS and len(inputs) > 1 and s.outputs[0] is not None:
             self._product(mark)
 
@@ -126,6 +138,16 @@ class _Marks:
             elif isinstance(e, Prod):
                 mark(e.factors[:-1], "heads")
                 mark(e.factors[-1:], "head-channels")
+
+    def _fused_attention(self, mark: object) -> None:
+        """Heads are what the attributes count; other units of the output and of reads within an axis are channels."""
+        assert callable(mark)
+        s = self.signature
+        counted = [e for edit in s.edits if isinstance(edit, Edit) and edit.target in HEADS for e in edit.entries]
+        heads = {d for e in counted if isinstance(e, (Dim, Sum, Prod)) for d in atoms(e)}
+        mark(heads, "heads")
+        parts = [r.expr for r in s.reads if r.expr is not (s.inputs[r.input] or [])[r.axis]]
+        mark({d for e in [*parts, *(s.outputs[0] or [])[2:]] for d in atoms(e)} - heads, "head-channels")
 
     def _is_last(self, i: int, axis: int) -> bool:
         axes = self.signature.inputs[i]

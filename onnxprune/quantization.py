@@ -59,6 +59,7 @@ _MICROSOFT: dict[str, tuple[Operand, ...]] = {
         _UNARY,
     ),
     "QLinearReduceMean": _UNARY,
+    "QAttention": (Operand(0, 3, 6, 0), Operand(1, 4, 7, -1)),
 }
 OPERANDS: Mapping[str, Mapping[str, tuple[Operand, ...]]] = {"": _STANDARD, "ai.onnx": _STANDARD, MICROSOFT: _MICROSOFT}
 PRODUCTS = frozenset(op for table in (_STANDARD, _MICROSOFT) for op in table if "Conv" in op or "Mat" in op) | {
