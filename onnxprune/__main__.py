@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from onnxprune import api
+from onnxprune import api, operators
 from onnxprune.config import read_config
 from onnxprune.data import load_feeds
 from onnxprune.errors import GateError, InputError
@@ -244,6 +244,17 @@ def _merged(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     if any(n in given for n in BUDGETS):
         config = {n: v for n, v in config.items() if n not in BUDGETS}
     return config | given
+
+
+@app.command()
+def ops(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the documentation page.")] = False,
+) -> None:
+    """List what is decided for each operator: typed, or a barrier and why."""
+    if markdown:
+        print(operators.markdown(), end="")
+    else:
+        terminal.show_operators(terminal.console(), list(operators.operators()))
 
 
 def _budget(options: dict[str, Any]) -> Budget | None:

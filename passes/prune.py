@@ -234,8 +234,8 @@ class _Surgeon:
             return {}
         value = self.typed.facts.static(node.input[edit.input])
         assert value is not None
-        index = value % mask.size
-        numbers = (np.cumsum(mask) - 1)[index[mask[index]]]
+        index = value.reshape(-1) % mask.size
+        numbers = (np.cumsum(mask) - 1)[index[mask[index]]].reshape([int(self.kept(e).sum()) for e in edit.shape])
         return {edit.input: self.constant(node.input[edit.input], numbers.astype(value.dtype))}
 
     def _measure(self, i: int, node: NodeProto, after: list[NodeProto]) -> NodeProto:

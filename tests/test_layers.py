@@ -17,7 +17,7 @@ LAYERS = (
     "graph evaluate contrib quantization",
     "trace",
     "rules",
-    "inference naming",
+    "inference naming operators",
     "cost constancy lossless criteria",
     "plan",
     "manager",

@@ -1,4 +1,6 @@
-"""Trained files as their authors shipped them (Paddle, JAX and Keras exports inside packages): pruned, checked, and run at another size."""
+"""Trained files as their authors shipped them (Paddle, JAX and Keras exports inside packages): pruned, checked, and run
+at another size.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from onnxprune import cost
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report
 from onnxprune.validate.latency import Latency
@@ -183,6 +184,16 @@ def inspection(typed: TypedGraph) -> dict[str, Any]:
 
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
     return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen]}
+
+
+def show_operators(out: Console, rows: Sequence[Operator]) -> None:
+    """`ops`: one row per operator."""
+    table = Table("operator", "opsets", "behaviour", box=None, pad_edge=False, header_style="dim")
+    for row in rows:
+        table.add_row(row.name, ", ".join(map(str, row.opsets)), row.behaviour)
+    out.print(table)
+    typed = sum(r.typed for r in rows)
+    out.print(f"{typed} typed, {_plural(len(rows) - typed, 'deliberate barrier')}")
 
 
 def show_numerics(out: Console, table: Mapping[str, Mapping[str, float | None]], on: str) -> None:

@@ -7,7 +7,7 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def same(node: Node) -> None:
-    """Output axes are input 0's; other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type
+    """Output axes are input 0's. Other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type
     (CastLike).
     """
     for k in range(len(node.proto.output)):
@@ -15,7 +15,7 @@ def same(node: Node) -> None:
 
 
 def broadcast(node: Node) -> None:
-    """All inputs broadcast together; before opset 7 the second one is placed at attribute `axis`."""
+    """All inputs broadcast together. Before opset 7 the second one is placed at attribute `axis`."""
     shapes = [node.axes(i) for i in range(len(node.proto.input)) if node.has(i)]
     if node.opset < 7 and node.attr("broadcast", 0):
         shapes[1] = _legacy(node, shapes)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from onnxprune.dims import Expr, is_frozen, product, total
 from onnxprune.errors import Barrier
-from onnxprune.rules.rule import Axes, Bound, Node, Table
+from onnxprune.rules.movement import regroup
+from onnxprune.rules.rule import Bound, Node, Table
 
 MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
 
@@ -31,36 +32,33 @@ def gather(node: Node) -> None:
         node.edit(1, Bound(x[at], k), when=(x[at],))
         node.space.split(node.space.split(x[at], k)[1], 1)
         middle = []
-    elif picked := _picked(node, x[at], value % x[at].size):
-        middle = picked
-        node.freeze(index[0], "structure", "an index list")
+    elif value.size > 1 and (picked := _picked(node, x[at], value.reshape(-1) % x[at].size)) is not None:
+        middle = [picked] if value.ndim == 1 else regroup(node, [picked], value.shape)
+        node.renumber(1, x[at], middle)
+        for e in index:
+            node.freeze(e, "structure", "an index list")
     else:
         node.freeze(x[at], "picked")
         middle = index
     node.out([*x[:at], *middle, *x[at + 1 :]])
 
 
-def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Axes | None:
+def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Expr | None:
     """The axis that a constant index list makes of `axis`, or None."""
-    if index.ndim != 1 or index.size < 2:
-        return None
     steps = np.flatnonzero(np.diff(index) != 1) + 1
     if len(steps) < MAX_RUNS:
         runs = [(int(r[0]), len(r)) for r in np.split(index, steps)]
-        node.renumber(1, axis)
-        return [total(*(node.space.split(node.space.split(axis, start)[1], n)[0] for start, n in runs))]
+        return total(*(node.space.split(node.space.split(axis, start)[1], n)[0] for start, n in runs))
     stride = int(index[1] - index[0])
     if stride > 0 and axis.size % stride == 0:
         grid = np.arange(axis.size).reshape(-1, stride)
         if index.size == axis.size and np.array_equal(index, grid.T.reshape(-1)):
             outer, inner = node.space.factor(axis, stride)
-            node.renumber(1, axis)
-            return [product(inner, outer)]
+            return product(inner, outer)
         if index.size == axis.size // stride and index[0] < stride and np.array_equal(index, grid[:, index[0]]):
             outer, inner = node.space.factor(axis, stride)
             node.freeze(inner, "picked")
-            node.renumber(1, axis)
-            return [outer]
+            return outer
     return None
 
 
@@ -116,16 +114,14 @@ def one_hot(node: Node) -> None:
     node.out(out)
 
 
-def ordered(default: int, source: str = "attribute") -> object:
-    """CumSum (axis is input 1) and others whose result depends on the order along one axis."""
-
-    def rule(node: Node) -> None:
-        x = node.axes(0)
-        axis = (node.ints("axis", 1) or [default])[0] if source == "input" else int(node.attr("axis", default))
-        node.freeze(x[axis % len(x)], "index")
-        node.out(list(x))
-
-    return rule
+def ordered(node: Node) -> None:
+    """CumSum (opset 11-14), CumProd (opset 26): sums or products along input 1's axis, in its order."""
+    x = node.axes(0)
+    axis = node.ints("axis", 1)
+    if axis is None:
+        raise Barrier("operand", "axis")
+    node.freeze(x[axis[0] % len(x)], "index")
+    node.out(list(x))
 
 
 def trilu(node: Node) -> None:
@@ -232,7 +228,7 @@ TABLE: Table = {
     "GatherND": gather_nd,
     "ScatterND": scatter_nd,
     "OneHot": one_hot,
-    "CumSum": ordered(0, "input"),  # type: ignore[dict-item]
+    "CumSum": ordered,
     "Trilu": trilu,
     "ReverseSequence": reverse_sequence,
     "GridSample": grid_sample,
@@ -244,5 +240,5 @@ TABLE: Table = {
     "CenterCropPad": resized_by_center,
     "DFT": transform,
     "Det": last_two,
-    "CumProd": ordered(0, "input"),  # type: ignore[dict-item]
+    "CumProd": ordered,
 }

@@ -4,6 +4,8 @@ frozen.
 
 from __future__ import annotations
 
+from functools import partial
+
 from onnxprune.dims import ONE, Expr
 from onnxprune.rules.rule import Axes, Node, Table
 
@@ -76,19 +78,13 @@ def mean_variance_normalization(node: Node) -> None:
     node.out(list(x))
 
 
-def along_axis(default: int, code: str, since: int = 0) -> object:
-    """An operator that mixes or numbers the units of attribute `axis`: that axis is frozen. Before opset `since` it
-    flattened from there.
-    """
-
-    def rule(node: Node) -> None:
-        x = node.axes(0)
-        at = node.axis(1 if node.opset < since else default)
-        for e in x[at:] if node.opset < since else x[at : at + 1]:
-            node.freeze(e, code)
-        node.out(list(x))
-
-    return rule
+def along_axis(node: Node, default: int, code: str, since: int = 0) -> None:
+    """Units of attribute `axis` are normalised together, which freezes that axis. Before `since` from there on."""
+    x = node.axes(0)
+    at = node.axis(1 if node.opset < since else default)
+    for e in x[at:] if node.opset < since else x[at : at + 1]:
+        node.freeze(e, code)
+    node.out(list(x))
 
 
 def lp_normalization(node: Node) -> None:
@@ -121,7 +117,7 @@ TABLE: Table = {
     "MeanVarianceNormalization": mean_variance_normalization,
     "LpNormalization": lp_normalization,
     "LRN": lrn,
-    "Softmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
-    "LogSoftmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
-    "Hardmax": along_axis(-1, "normalised", 13),  # type: ignore[dict-item]
+    "Softmax": partial(along_axis, default=-1, code="normalised", since=13),
+    "LogSoftmax": partial(along_axis, default=-1, code="normalised", since=13),
+    "Hardmax": partial(along_axis, default=-1, code="normalised", since=13),
 }

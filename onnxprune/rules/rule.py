@@ -66,10 +66,13 @@ class Edit:
 
 @dataclass(frozen=True)
 class Renumber:
-    """Input `input` lists indices into axis `expr`: removed ones are dropped, kept ones numbered anew."""
+    """Input `input` lists indices into axis `expr`, in the shape of axes `shape`: removed ones are dropped, kept ones
+    numbered anew.
+    """
 
     input: int
     expr: Expr
+    shape: tuple[Expr, ...]
 
 
 @dataclass(frozen=True)
@@ -189,8 +192,8 @@ class Node:
     def edit(self, target: str | int, *entries: Expr | Bound | float | None, **options: Any) -> None:
         self.signature.edits.append(Edit(target, entries, **options))
 
-    def renumber(self, i: int, expr: Expr) -> None:
-        self.signature.edits.append(Renumber(i, expr))
+    def renumber(self, i: int, expr: Expr, shape: Axes) -> None:
+        self.signature.edits.append(Renumber(i, expr, tuple(shape)))
 
     def choose(self, target: str, expr: Expr, *choices: Any) -> None:
         self.signature.edits.append(Choose(target, expr, choices))

@@ -43,8 +43,10 @@ GATHER = [
         + ",".join(str(i * 7 % 80) for i in range(40)) + "}> { h = MatMul(x, A) g = Gather <axis = 1> (h, k) y ="
         " MatMul(g, B) }", "B:0=40", "A:1=picked"),
     Row("Gather", "matrix of indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)", "int64[2,4] k"
-        " = {0,1,2,3,4,5,6,7}"), "k:0=2 k:1=4",
-        "A:1=picked"),
+        " = {0,1,2,3,4,5,6,7}"), "A:1/0=2 A:1/1=4"),
+    Row("Gather", "matrix of scattered indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)",
+        "int64[2,40] k = {" + ",".join(str(i * 3 % 8) for i in range(80)) + "}").replace("[8,3] B", "[80,3] B"),
+        "k:0=2 k:1=40", "A:1=picked"),
     Row("Gather", "index at run time", "(float[N,4] x, int64[5] k) => (float[N,5] y) <float[4,8] A> { h = MatMul(x, A)"
         " y = Gather <axis = 1> (h, k) }", "",
         "A:1=index"),
