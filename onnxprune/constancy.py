@@ -261,6 +261,19 @@ def _quantised_product(c: Constancy, i: int, bias: int, zero: int) -> dict[int, 
     return {0: {d: np.where(v == 0, _stored_zero(c, i, zero, d), np.nan) for d, v in made.items()}}
 
 
+def _quantised_zeros(
+    c: Constancy, i: int, inputs: Sequence[int], zero: int, any_zero: bool = False
+) -> dict[int, Values]:
+    """The output is its zero point where all of `inputs` (for products: any) are zero."""
+    made: Values = {}
+    for d in c.out_dims(i):
+        found = [c.at(i, j)[d] == 0 for j in inputs if d in c.at(i, j)]
+        if found and (any_zero or len(found) == len(inputs)):
+            dead = np.any(found, axis=0) if any_zero else np.all(found, axis=0)
+            made[d] = np.where(dead, _stored_zero(c, i, zero, d), np.nan)
+    return {0: made}
+
+
 def _stored_zero(c: Constancy, i: int, j: int, d: Dim) -> NDArray[np.float64]:
     """The zero point, input j of node i, as stored in the units of dim d."""
     zero = c.along(i, j, d, 0.0)
@@ -491,6 +504,10 @@ _TABLE: dict[str, Row] = {
     "QLinearConv": partial(_quantised_product, bias=8, zero=7),
     "QLinearMatMul": partial(_quantised_product, bias=8, zero=7),
     "com.microsoft.QGemm": partial(_quantised_product, bias=6, zero=8),
+    "com.microsoft.QLinearAdd": partial(_quantised_zeros, inputs=(0, 3), zero=7),
+    "com.microsoft.QLinearMul": partial(_quantised_zeros, inputs=(0, 3), zero=7, any_zero=True),
+    "com.microsoft.QLinearLeakyRelu": partial(_quantised_zeros, inputs=(0,), zero=4),
+    "com.microsoft.QLinearGlobalAveragePool": partial(_quantised_zeros, inputs=(0,), zero=4),
     "QuantizeLinear": _quantised,
     "DynamicQuantizeLinear": _quantised,
     "DequantizeLinear": _dequantised,

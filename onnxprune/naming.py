@@ -15,6 +15,7 @@ from onnxprune.quantization import product_operands
 from onnxprune.rules.rule import Edit
 
 HEADS = ("num_heads", "kv_num_heads")  # attributes that count heads
+HIDDEN = {"LSTM": 2, "GRU": 2, "RNN": 2, "com.microsoft.DynamicQuantizeLSTM": 1}  # the axis of R that is summed
 CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "com.microsoft.FusedConv")
 PRODUCTS = (
     *("MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"),
@@ -91,16 +92,14 @@ class _Marks:
             if read.how in ("stats", "mean") and not _spatial(self, read.input, read.axis):
                 mark([read.expr], "width" if read.how == "stats" or self._is_last(read.input, read.axis) else "units")
         inputs = s.inputs
-        if op in ("LSTM", "GRU", "RNN") and inputs[2] is not None:
-            mark([inputs[2][2]], "hidden")
+        if op in HIDDEN and inputs[2] is not None:
+            mark([inputs[2][HIDDEN[op]]], "hidden")
         elif op in CONVOLUTIONS and s.outputs[0] is not None and (w := inputs[self.operands[1]]) is not None:
             mark([s.outputs[0][1]], "filters")
             mark(_outer_groups(s.outputs[0][1], w, op), "groups")
         elif op == "Attention" and s.reads:
             mark([s.reads[0].expr], "head-channels")
             self._attention(mark)
-        elif op == "com.microsoft.DynamicQuantizeLSTM" and inputs[2] is not None:
-            mark([inputs[2][1]], "hidden")
         elif op in FUSED_ATTENTION:
             self._fused_attention(mark)
         elif op == "com.microsoft.MoE" and inputs[4] is not None:
