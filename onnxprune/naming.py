@@ -100,14 +100,20 @@ class _Marks:
         elif op == "Attention" and s.reads:
             mark([s.reads[0].expr], "head-channels")
             self._attention(mark)
-        elif op in FUSED_ATTENTION:
-            self._fused_attention(mark)
-        elif op == "com.microsoft.MoE" and inputs[4] is not None:
-            mark(inputs[4][2:], "neurons")
-        elif op == "com.microsoft.MatMulNBits" and s.outputs[0] is not None:
-            mark(s.outputs[0][-1:], "neurons")
         elif op in PRODUCTS and len(inputs) > 1 and s.outputs[0] is not None:
             self._product(mark)
+        else:
+            self._by_fused_operator(op, mark)
+
+    def _by_fused_operator(self, op: str, mark: object) -> None:
+        assert callable(mark)
+        s = self.signature
+        if op in FUSED_ATTENTION:
+            self._fused_attention(mark)
+        elif op == "com.microsoft.MoE" and s.inputs[4] is not None:
+            mark(s.inputs[4][2:], "neurons")
+        elif op == "com.microsoft.MatMulNBits" and s.outputs[0] is not None:
+            mark(s.outputs[0][-1:], "neurons")
 
     def _product(self, mark: object) -> None:
         assert callable(mark)

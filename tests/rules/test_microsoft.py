@@ -185,6 +185,8 @@ NORMS = [
         "float[8] w"), "A:1=8", valid=False),
     Row("SimplifiedLayerNormalization", "deviation goes out", tokens("g, d = SimplifiedLayerNormalization(h, w)",
         "float[8] w").replace("y) <", "y, float[N,5,1] d) <"), "A:1=8", valid=False),
+    Row("LayerNormalization", "before its time", tokens("g, m, d = LayerNormalization(h, w, b)",
+        "float[8] w, float[8] b"), "A:1=8", opset=13, valid=False),
     Row(f"{MS}.EmbedLayerNormalization", "all operands",
         "(int32[N,5] i, int32[N,5] j, int32[N,5] m) => (float[N,5,3] y,"
         " int32[N] k, float[N,5,3] z) <float[9,8] W, float[7,8] P, float[2,8] S, float[8] g, float[8] b, float[8,3]"
