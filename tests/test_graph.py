@@ -138,7 +138,7 @@ def test_refused(model: ModelProto, spoil: Callable[[ModelProto], None], message
 
 
 def test_a_name_that_is_not_text(model: ModelProto) -> None:
-    model.graph.output[0].name = "why"
+    model.graph.name = "why"
     with pytest.raises(InputError, match="not text"):
         load(model.SerializeToString().replace(b"why", b"\xe8\xe8y"))
 
