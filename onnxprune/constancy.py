@@ -261,6 +261,19 @@ def _quantised_product(c: Constancy, i: int, bias: int, zero: int) -> dict[int, 
     return {0: {d: np.where(v == 0, _stored_zero(c, i, zero, d), np.nan) for d, v in made.items()}}
 
 
+def _quantised_zeros(
+    c: Constancy, i: int, inputs: Sequence[int], zero: int, any_zero: bool = False
+) -> dict[int, Values]:
+    """The output is its zero point where all of `inputs` (for products: any) are zero."""
+    made: Values = {}
+    for d in c.out_dims(i):
+        found = [c.at(i, j)[d] == 0 for j in inputs if d in c.at(i, j)]
+        if found and (any_zero or len(found) == len(inputs)):
+            dead = np.any(found, axis=0) if any_zero else np.all(found, axis=0)
+            made[d] = np.where(dead, _stored_zero(c, i, zero, d), np.nan)
+    return {0: made}
+
+
 def _stored_zero(c: Constancy, i: int, j: int, d: Dim) -> NDArray[np.float64]:
     """The zero point, input j of node i, as stored in the units of dim d."""
     zero = c.along(i, j, d, 0.0)
@@ -428,6 +441,31 @@ def _outputs(c: Constancy, i: int) -> int:
     return len(c.typed.graph.nodes[i].output)
 
 
+def _all_zero(c: Constancy, i: int, inputs: Sequence[int]) -> dict[int, Values]:
+    """A unit that every one of the inputs that are present carries and holds at zero is zero."""
+    node, signature = c.typed.graph.nodes[i], c.typed.signatures[i]
+    given = [j for j in inputs if j < len(node.input) and node.input[j]]
+    made: Values = {}
+    for d in c.out_dims(i):
+        if given and all(d in single_dims(signature.inputs[j] or []) and d in c.at(i, j) for j in given):
+            made[d] = np.where(np.all([c.at(i, j)[d] == 0 for j in given], axis=0), 0.0, np.nan)
+    return {0: made}
+
+
+def _activated(c: Constancy, i: int) -> dict[int, Values]:
+    """FusedConv, FusedGemm: a product, with Relu or nothing behind it; what FusedConv adds is not followed."""
+    attrs = attributes(c.typed.graph.nodes[i])
+    kind = attrs.get("activation", b"").decode()
+    if kind not in ("", "Relu") or len(c.typed.graph.nodes[i].input) > 3:
+        return {}
+    made = _product(c, i)[0]
+    return {0: {d: np.maximum(v, 0) if kind else v for d, v in made.items()}}
+
+
+def _group_query(c: Constancy, i: int) -> dict[int, Values]:
+    return _all_zero(c, i, (2, 4) if c.typed.graph.nodes[i].input[2] else (0, 4))
+
+
 def _kept(c: Constancy, i: int) -> dict[int, Values]:
     """A constant stays what it is: maxima, means, pools without padding."""
     return {0: _merge(c, i, (0,))}
@@ -466,6 +504,10 @@ _TABLE: dict[str, Row] = {
     "QLinearConv": partial(_quantised_product, bias=8, zero=7),
     "QLinearMatMul": partial(_quantised_product, bias=8, zero=7),
     "com.microsoft.QGemm": partial(_quantised_product, bias=6, zero=8),
+    "com.microsoft.QLinearAdd": partial(_quantised_zeros, inputs=(0, 3), zero=7),
+    "com.microsoft.QLinearMul": partial(_quantised_zeros, inputs=(0, 3), zero=7, any_zero=True),
+    "com.microsoft.QLinearLeakyRelu": partial(_quantised_zeros, inputs=(0,), zero=4),
+    "com.microsoft.QLinearGlobalAveragePool": partial(_quantised_zeros, inputs=(0,), zero=4),
     "QuantizeLinear": _quantised,
     "DynamicQuantizeLinear": _quantised,
     "DequantizeLinear": _dequantised,
@@ -479,6 +521,15 @@ _TABLE: dict[str, Row] = {
     "RNN": _recurrent,
     "Attention": lambda c, i: _zeros(c, i, (2, 5)),  # values and their past
     "ConstantOfShape": _filled,
+    "SimplifiedLayerNormalization": _norm,
+    **dict.fromkeys((f"com.microsoft.{n}" for n in ("BiasGelu", "FastGelu", "Gelu", "QuickGelu")), _pointwise),
+    **dict.fromkeys((f"com.microsoft.{n}" for n in ("FusedMatMul", "TransposeMatMul")), _product),
+    "com.microsoft.FusedConv": _activated,
+    "com.microsoft.FusedGemm": _activated,
+    "com.microsoft.RotaryEmbedding": _zeros,
+    "com.microsoft.Attention": lambda c, i: _all_zero(c, i, (1, 2, 4)),  # weights, bias, past
+    "com.microsoft.MultiHeadAttention": lambda c, i: _all_zero(c, i, (2, 3, 7)),  # values, bias, past
+    "com.microsoft.GroupQueryAttention": _group_query,
     "BodyLeave": _left,
     "If": _branches,
 }

@@ -81,6 +81,14 @@ def _simplified_norm(g: Given) -> Made:
     return [(x, g.types[1]), ((*x[:at], *[1] * (len(x) - at)), TensorProto.FLOAT)]
 
 
+def _layer_norm(g: Given) -> Made:
+    """LayerNormalization before opset 17, where only ONNX Runtime has it: output, mean, inverse deviation."""
+    x = g.shape(0)
+    at = g.attrs.get("axis", -1) % len(x)
+    one = (*x[:at], *[1] * (len(x) - at)), TensorProto.FLOAT
+    return [(x, g.types[0]), one, one]
+
+
 def _embed(g: Given) -> Made:
     """output (N, S, I), mask_index (N,), embedding_sum (N, S, I)."""
     ids, out = g.shape(0), (*g.shape(0), g.shape(2)[1])
@@ -198,6 +206,7 @@ STANDARD: dict[str, tuple[str, int]] = {  # operator and the number of inputs th
     "com.microsoft.GridSample": ("GridSample", 2),
 }
 ROWS: dict[str, Callable[[Given], Made]] = {
+    "LayerNormalization": _layer_norm,
     "SimplifiedLayerNormalization": _simplified_norm,
     "com.microsoft.SkipLayerNormalization": _skip_norm,
     "com.microsoft.SkipSimplifiedLayerNormalization": _skip_norm,

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
-from onnxprune.graph import operator
+from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve, size_under
+from onnxprune.graph import attributes, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import product_operands, stands_for_reals
-from onnxprune.rules.rule import Axes, Signature
+from onnxprune.rules.rule import Axes, Edit, Signature
 
 Sizes = Mapping[Dim, int]
 
@@ -121,6 +121,24 @@ def _attention(node: NodeProto, s: Signature) -> list[Axes]:
     return [[*q, length], [*y, length]]
 
 
+def _fused_attention(node: NodeProto, s: Signature) -> list[Axes]:
+    """X (N, S, I) through W (I, H*D + H*D + H*Dv), scores and mixture over S."""
+    x, w = _in(s, 0), _in(s, 1)
+    sizes = next((e.entries for e in s.edits if isinstance(e, Edit) and e.target == "qkv_hidden_sizes"), ())
+    query = sizes[0] if sizes and isinstance(sizes[0], (Dim, Sum, Prod)) else _out(s)[2]
+    return [[*x, w[1]], [*x[:2], query, x[1]], [*_out(s), x[1]]]
+
+
+def _group_query(node: NodeProto, s: Signature) -> list[Axes]:
+    return [[*_out(s), (_in(s, 1) or _in(s, 0))[1]]] * 2
+
+
+def _mixture(node: NodeProto, s: Signature) -> list[Axes]:
+    """Every token through `k` experts: fc1 (E, f*J, C), fc2 (E, C, J), fc3 (E, J, C)."""
+    chosen = int(attributes(node).get("k", 1))
+    return [[*_in(s, 0)[:-1], *_in(s, i)[1:]] for i in (2, 4, 6) if i < len(s.inputs) and _in(s, i)] * chosen
+
+
 _MACS = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -133,4 +151,17 @@ _MACS = {
     "GRU": _recurrent,
     "RNN": _recurrent,
     "Attention": _attention,
+    "com.microsoft.FusedConv": _conv,
+    "com.microsoft.FusedGemm": _matmul,
+    "com.microsoft.FusedMatMul": _matmul,
+    "com.microsoft.FusedMatMulActivation": _matmul,
+    "com.microsoft.TransposeMatMul": _matmul,
+    "com.microsoft.GemmFastGelu": _matmul,
+    "com.microsoft.MatMulNBits": _matmul,
+    "com.microsoft.CDist": _matmul,
+    "com.microsoft.Attention": _fused_attention,
+    "com.microsoft.QAttention": _fused_attention,
+    "com.microsoft.MultiHeadAttention": _attention,
+    "com.microsoft.GroupQueryAttention": _group_query,
+    "com.microsoft.MoE": _mixture,
 }

@@ -8,6 +8,7 @@ which is right but slow to start. Only cheap, deterministic nodes are evaluated 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+
+from onnxprune.graph import operator
 
 Array = NDArray[Any]
 Inputs = Sequence[Array | None]
@@ -46,7 +49,7 @@ OPAQUE = frozenset(
 
 def evaluate(node: NodeProto, inputs: Inputs, attrs: dict[str, Any], opset: int) -> list[Array] | None:
     """Outputs of a node whose inputs are all known; None where the node is better left alone."""
-    row = _TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    row = _TABLE.get(operator(node))
     if row is not None:
         made = row(inputs, attrs)
         return [np.asarray(a) for a in made] if isinstance(made, (list, tuple)) else [np.asarray(made)]
@@ -179,6 +182,24 @@ def _pointwise(fn: Callable[..., Any], same_type: bool = True) -> Callable[[Inpu
     return run
 
 
+def _gelu(inputs: Inputs, attrs: dict[str, Any]) -> Array:
+    """Gelu of the sum of all inputs, by the error function."""
+    x = np.asarray(sum(a for a in inputs if a is not None))
+    return np.asarray(x * (1 + _erf(x / math.sqrt(2))) / 2, x.dtype)
+
+
+def _fast_gelu(inputs: Inputs, attrs: dict[str, Any]) -> Array:
+    """Gelu of the sum of all inputs, by the hyperbolic tangent."""
+    x = np.asarray(sum(a for a in inputs if a is not None))
+    return np.asarray(x / 2 * (1 + np.tanh(0.7978845608 * x + 0.0356774081 * x**3)), x.dtype)
+
+
+def _quick_gelu(inputs: Inputs, attrs: dict[str, Any]) -> Array:
+    x = _data(inputs)
+    return np.asarray(x / (1 + np.exp(-attrs.get("alpha", 1.702) * x)), x.dtype)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 _TABLE: dict[str, Callable[[Inputs, dict[str, Any]], Any]] = {
     "Identity": lambda x, a: x[0],
     "Cast": _cast,
@@ -214,6 +235,10 @@ _TABLE: dict[str, Callable[[Inputs, dict[str, Any]], Any]] = {
     "And": _pointwise(np.logical_and),
     "Or": _pointwise(np.logical_or),
     "Where": lambda x, a: np.where(_data(x), _data(x, 1), _data(x, 2)),
+    "com.microsoft.BiasGelu": _gelu,
+    "com.microsoft.Gelu": _gelu,
+    "com.microsoft.FastGelu": _fast_gelu,
+    "com.microsoft.QuickGelu": _quick_gelu,
     "ReduceProd": _reduce(np.prod),
     "ReduceSum": _reduce(np.sum),
     "ReduceMax": _reduce(np.max),

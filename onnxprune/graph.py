@@ -180,6 +180,13 @@ def load(model: ModelLike) -> Graph:
     what to do.
     """
     proto = _read(model)
+    try:
+        return _checked(proto)
+    except UnicodeDecodeError as error:
+        raise InputError(f"the model holds a name that is not text: {error}") from error
+
+
+def _checked(proto: ModelProto) -> Graph:
     if not proto.graph.node and not proto.graph.output:
         raise InputError("not an ONNX model: it has no graph")
     if not proto.opset_import:

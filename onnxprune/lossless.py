@@ -20,7 +20,7 @@ from onnxprune.inference import TypedGraph
 from onnxprune.quantization import real
 from onnxprune.rules.rule import Read
 
-CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger")
+CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from onnxprune.dims import Dim, Expr, Prod, atoms, resolve
+from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve
 from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
 from onnxprune.quantization import product_operands
+from onnxprune.rules.rule import Edit
 
-CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger")
+HEADS = ("num_heads", "kv_num_heads")  # attributes that count heads
+HIDDEN = {"LSTM": 2, "GRU": 2, "RNN": 2, "com.microsoft.DynamicQuantizeLSTM": 1}  # the axis of R that is summed
+CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "com.microsoft.FusedConv")
 PRODUCTS = (
     *("MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"),
     *("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"),
+    *("com.microsoft.FusedGemm", "com.microsoft.FusedMatMul", "com.microsoft.TransposeMatMul"),
+)
+FUSED_ATTENTION = tuple(
+    f"com.microsoft.{op}" for op in ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention")
 )
 KINDS = ("hidden", "experts", "heads", "head-channels", "groups", "width", "filters", "neurons", "units")
 
@@ -85,18 +92,28 @@ class _Marks:
             if read.how in ("stats", "mean") and not _spatial(self, read.input, read.axis):
                 mark([read.expr], "width" if read.how == "stats" or self._is_last(read.input, read.axis) else "units")
         inputs = s.inputs
-        if op in ("LSTM", "GRU", "RNN") and inputs[2] is not None:
-            mark([inputs[2][2]], "hidden")
+        if op in HIDDEN and inputs[2] is not None:
+            mark([inputs[2][HIDDEN[op]]], "hidden")
         elif op in CONVOLUTIONS and s.outputs[0] is not None and (w := inputs[self.operands[1]]) is not None:
             mark([s.outputs[0][1]], "filters")
             mark(_outer_groups(s.outputs[0][1], w, op), "groups")
         elif op == "Attention" and s.reads:
             mark([s.reads[0].expr], "head-channels")
             self._attention(mark)
-        elif op == "com.microsoft.DynamicQuantizeLSTM" and inputs[2] is not None:
-            mark([inputs[2][1]], "hidden")
         elif op in PRODUCTS and len(inputs) > 1 and s.outputs[0] is not None:
             self._product(mark)
+        else:
+            self._by_fused_operator(op, mark)
+
+    def _by_fused_operator(self, op: str, mark: object) -> None:
+        assert callable(mark)
+        s = self.signature
+        if op in FUSED_ATTENTION:
+            self._fused_attention(mark)
+        elif op == "com.microsoft.MoE" and s.inputs[4] is not None:
+            mark(s.inputs[4][2:], "neurons")
+        elif op == "com.microsoft.MatMulNBits" and s.outputs[0] is not None:
+            mark(s.outputs[0][-1:], "neurons")
 
     def _product(self, mark: object) -> None:
         assert callable(mark)
@@ -126,6 +143,16 @@ class _Marks:
             elif isinstance(e, Prod):
                 mark(e.factors[:-1], "heads")
                 mark(e.factors[-1:], "head-channels")
+
+    def _fused_attention(self, mark: object) -> None:
+        """Heads are what the attributes count; other units of the output and of reads within an axis are channels."""
+        assert callable(mark)
+        s = self.signature
+        counted = [e for edit in s.edits if isinstance(edit, Edit) and edit.target in HEADS for e in edit.entries]
+        heads = {d for e in counted if isinstance(e, (Dim, Sum, Prod)) for d in atoms(e)}
+        mark(heads, "heads")
+        parts = [r.expr for r in s.reads if r.expr is not (s.inputs[r.input] or [])[r.axis]]
+        mark({d for e in [*parts, *(s.outputs[0] or [])[2:]] for d in atoms(e)} - heads, "head-channels")
 
     def _is_last(self, i: int, axis: int) -> bool:
         axes = self.signature.inputs[i]

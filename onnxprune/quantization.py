@@ -59,6 +59,7 @@ _MICROSOFT: dict[str, tuple[Operand, ...]] = {
         _UNARY,
     ),
     "QLinearReduceMean": _UNARY,
+    "QAttention": (Operand(0, 3, 6, 0), Operand(1, 4, 7, -1)),
 }
 OPERANDS: Mapping[str, Mapping[str, tuple[Operand, ...]]] = {"": _STANDARD, "ai.onnx": _STANDARD, MICROSOFT: _MICROSOFT}
 PRODUCTS = frozenset(op for table in (_STANDARD, _MICROSOFT) for op in table if "Conv" in op or "Mat" in op) | {
@@ -110,7 +111,19 @@ def stands_for_reals(graph: Graph, name: str) -> bool:
     """
     if graph.constants[name].data_type in FLOATS:
         return True
-    return any(j >= 0 and operand(graph.nodes[i], j) is not None for i, j in graph.consumers.get(name, []))
+    return any(quantised_use(graph, i, j) is not None for i, j in graph.consumers.get(name, []))
+
+
+def quantised_use(graph: Graph, i: int, j: int) -> tuple[int, int] | None:
+    """The node and input at which what goes into input j of node i is taken as quantised, behind moves (rows of an
+    embedding are picked first); None if it is not.
+    """
+    if j < 0 or operand(graph.nodes[i], j) is not None:
+        return (i, j) if j >= 0 else None
+    if graph.nodes[i].op_type not in MOVES or (j > 0 and graph.nodes[i].op_type != "Concat"):
+        return None
+    uses = (quantised_use(graph, *use) for use in graph.consumers.get(graph.nodes[i].output[0], []))
+    return next((use for use in uses if use is not None), None)
 
 
 def placed(shape: Sequence[int], rank: int, axis: int) -> list[int]:
@@ -153,13 +166,31 @@ def real(graph: Graph, i: int, j: int) -> Array | None:
     value = graph.array(node.input[j]) if node.input[j] in graph.constants else None
     if value is None:
         return None
-    axis, made = axis_of(node, found), value.astype(np.float32)
+    return _as_reals(graph, i, found, value, axis_of(node, found))
+
+
+def meant(graph: Graph, i: int, j: int) -> Array | None:
+    """What a constant, input j of node i, stands for where it is used at last: as `real`, and behind moves if one scale
+    holds for all of it. Stored numbers where the scale is not known.
+    """
+    found, use = real(graph, i, j), quantised_use(graph, i, j)
+    if found is None or use is None or use == (i, j):
+        return found
+    node, place = graph.nodes[use[0]], operand(graph.nodes[use[0]], use[1])
+    names = [node.input[k] for k in (place.scale, place.zero) if k is not None and has(node, k)] if place else []
+    if place is None or any(n not in graph.constants or math.prod(graph.constants[n].dims) > 1 for n in names):
+        return found
+    return _as_reals(graph, use[0], place, found, 0)
+
+
+def _as_reals(graph: Graph, i: int, found: Operand, value: Array, axis: int) -> Array | None:
+    node, made = graph.nodes[i], value.astype(np.float32)
     if found.zero is not None and has(node, found.zero):
         if node.input[found.zero] not in graph.constants:
             return None
         made = made - spread_blocks(graph.array(node.input[found.zero]).astype(np.float32), made.shape, axis)
     scale = _scale(graph, i, found)
-    if scale is None or (scale.ndim == 1 and scale.size not in (1, made.shape[axis])):
+    if scale is None or (scale.ndim == 1 < scale.size != made.shape[axis]):
         return made
     return made * spread_blocks(scale, made.shape, axis)
 

@@ -9,6 +9,7 @@ data-dependent sizes) come from one ONNX Runtime run, and are only asked for whe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -28,7 +29,7 @@ from onnxprune.graph import FLOATS, Graph, attributes, operator
 
 Shape = tuple[int, ...]
 Feeds = dict[str, NDArray[Any]]
-MAX_INPUT_ELEMENTS = 2**27
+MAX_INPUT_ELEMENTS = 2**26  # made up at random: half a gigabyte while it is drawn
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
 BATCH_SIZES = (2, 3)
@@ -435,6 +436,8 @@ def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
     for value in graph.inputs:
         kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         shape = binding.shapes[value.name]
+        if math.prod(shape) > MAX_INPUT_ELEMENTS:
+            raise InputError(f"input {value.name!r} of shape {list(shape)} is too large for random inputs: give data")
         if kind.kind in "iub":
             feeds[value.name] = _whole_numbers(graph, value.name, shape, rng, bool(seed % 2)).astype(kind)
         elif kind.kind == "O":

@@ -137,6 +137,12 @@ def test_refused(model: ModelProto, spoil: Callable[[ModelProto], None], message
         load(model)
 
 
+def test_a_name_that_is_not_text(model: ModelProto) -> None:
+    model.graph.name = "why"
+    with pytest.raises(InputError, match="not text"):
+        load(model.SerializeToString().replace(b"why", b"\xe8\xe8y"))
+
+
 @pytest.mark.parametrize("given", [3, None, [b"x"], np.zeros(3)], ids=lambda g: type(g).__name__)
 def test_not_a_model(given: object) -> None:
     with pytest.raises(InputError, match=f"cannot read a model from a {type(given).__name__}"):

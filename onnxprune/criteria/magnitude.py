@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnxprune.dims import Dim, atoms, gather
 from onnxprune.graph import FLOATS
 from onnxprune.inference import TypedGraph, Use, is_pointwise
-from onnxprune.quantization import is_scale, operand, real
+from onnxprune.quantization import is_scale, meant, quantised_use
 
 Scores = dict[Dim, NDArray[np.float64]]
 CHUNK_ELEMENTS = 1 << 20  # working memory of a reduction, in elements
@@ -61,13 +61,13 @@ def _counts(typed: TypedGraph, use: Use) -> bool:
     """Whether a constant's use has something to say: floats but for scales, and integers that stand for reals."""
     node = typed.graph.nodes[use.node]
     if typed.graph.constants[use.tensor].data_type not in FLOATS:
-        return operand(node, use.input) is not None
+        return quantised_use(typed.graph, use.node, use.input) is not None
     return not is_scale(node, use.input)
 
 
 def _array(typed: TypedGraph, use: Use) -> NDArray[Any]:
     """The numbers of a constant; integers whose zero point is not known count as they are."""
-    found = real(typed.graph, use.node, use.input)
+    found = meant(typed.graph, use.node, use.input)
     return typed.graph.array(use.tensor) if found is None else found
 
 

@@ -9,6 +9,7 @@ from onnxprune.rules import (
     deliberate,
     elementwise,
     indexing,
+    microsoft,
     movement,
     normalization,
     quantized,
@@ -30,4 +31,5 @@ RULES: Table = {
     **quantized.TABLE_MICROSOFT,
     **control_flow.TABLE,
     **deliberate.TABLE,
+    **microsoft.TABLE,
 }

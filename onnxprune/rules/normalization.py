@@ -39,7 +39,8 @@ def instance_normalization(node: Node) -> None:
 
 
 def layer_normalization(node: Node) -> None:
-    """LayerNormalization (opset 17), RMSNormalization (opset 23): statistics over the axes from `axis` on; scale and
+    """LayerNormalization (opset 17), RMSNormalization (opset 23), which ONNX Runtime calls
+    SimplifiedLayerNormalization: statistics over the axes from `axis` on; scale and
     bias lie there.
     """
     x = node.axes(0)
@@ -111,6 +112,7 @@ TABLE: Table = {
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,
     "RMSNormalization": layer_normalization,
+    "SimplifiedLayerNormalization": layer_normalization,
     "GroupNormalization": group_normalization,
     "MeanVarianceNormalization": mean_variance_normalization,
     "LpNormalization": lp_normalization,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.dims import Dim, Mask, keep
-from onnxprune.graph import Graph, attributes, tensor
+from onnxprune.graph import Graph, attributes, operator, tensor
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import Operand, axis_of, has, operand, placed
 from onnxprune.rules.rule import Axes, Read
@@ -36,11 +36,20 @@ NORMALISATIONS = frozenset(
     (
         "LayerNormalization",
         "RMSNormalization",
+        "SimplifiedLayerNormalization",
         "InstanceNormalization",
         "GroupNormalization",
         "MeanVarianceNormalization",
     )
 )
+
+
+UNCENTRED = ("RMSNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
+FUSED_NORMS: dict[str, tuple[int, int, int | None]] = {  # the output that is the sum, the inputs scale and bias
+    "com.microsoft.SkipLayerNormalization": (3, 2, 3),
+    "com.microsoft.SkipSimplifiedLayerNormalization": (3, 2, None),
+    "com.microsoft.EmbedLayerNormalization": (2, 5, 6),
+}
 
 
 def masked_original(typed: TypedGraph, masks: dict[Dim, Mask], original: Graph | None = None) -> ModelProto:
@@ -82,7 +91,9 @@ class _Masker:
             reads = self.reads(i) if i >= 0 else []
             if not reads:
                 self.nodes.append(node)
-            elif node.op_type in NORMALISATIONS:
+            elif operator(node) in FUSED_NORMS:
+                self._normalise_sum(i, node, *FUSED_NORMS[operator(node)])
+            elif operator(node) in NORMALISATIONS:
                 self._normalise(i, node)
             else:
                 self._mask_inputs(i, node, reads)
@@ -198,13 +209,36 @@ class _Masker:
         else:
             over = list(range(attrs.get("axis", -1) % rank, rank))
         mask = self._joint(i, rank, over)
-        centred = node.op_type != "RMSNormalization"
+        centred = node.op_type not in UNCENTRED
         epsilon = 1e-9 if node.op_type == "MeanVarianceNormalization" else float(attrs.get("epsilon", 1e-5))
         normal, mean, inverse = self._standardise(node.input[0], mask, over, epsilon, centred)
         scale, bias = self._affine(i, node, rank)
         self._emit(node, normal, scale, bias)
-        for k, value in ((1, mean), (2, inverse)):
+        extra = ((1, mean), (2, inverse)) if centred else ((1, inverse),)
+        for k, value in extra:
             if k < len(node.output) and node.output[k]:
+                self.op("Identity", value, out=node.output[k])
+
+    def _normalise_sum(self, i: int, node: NodeProto, at: int, scale: int, bias: int | None) -> None:
+        """Operators that add before they normalise: the node itself makes the sum, its last axis is normalised here."""
+        raw = NodeProto()
+        raw.CopyFrom(node)
+        del raw.output[:]
+        raw.output.extend(n if n and k > 0 else "" for k, n in enumerate([*node.output, *[""] * at][: at + 1]))
+        raw.output[0] = self.name()
+        raw.output[at] = total = raw.output[at] or self.name()
+        if at == 3:
+            raw.output[1] = raw.output[2] = ""
+        self.nodes.append(raw)
+        self.typed.facts.dtypes[total] = self.typed.facts.dtypes[node.input[scale]]
+        read = self.typed.signatures[i].reads[0]
+        rank = len(self.typed.signatures[i].outputs[0] or [])
+        mask = self.mask(i, read.input, read.axis).reshape([*[1] * (rank - 1), -1])
+        epsilon = float(attributes(node).get("epsilon", 1e-12))
+        normal, mean, inverse = self._standardise(total, mask, [rank - 1], epsilon, node.op_type not in UNCENTRED)
+        self._emit(node, normal, node.input[scale], _input(node, bias))
+        for k, value in ((1, mean), (2, inverse)):
+            if at == 3 and k < len(node.output) and node.output[k]:
                 self.op("Identity", value, out=node.output[k])
 
     def _joint(self, i: int, rank: int, over: Sequence[int]) -> Mask:
@@ -261,6 +295,10 @@ class _Masker:
             return
         shape = [-1, *[1] * (rank - 2)]
         self._emit(node, back, self._reshaped(node.input[1], shape), self._reshaped(node.input[2], shape))
+
+
+def _input(node: NodeProto, j: int | None) -> str:
+    return node.input[j] if j is not None and j < len(node.input) else ""
 
 
 def _finite(fill: float, kind: Any) -> float:

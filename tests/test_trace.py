@@ -1,0 +1,143 @@
+"""Concrete shapes and values at two bindings: what is static, what is dynamic, which sizes are tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxprune.errors import InputError
+from onnxprune.graph import load
+from onnxprune.trace import (
+    IMAGE_SIZES,
+    LENGTH_SIZES,
+    batch_size,
+    bindings,
+    random_feeds,
+    running_shapes,
+    trace,
+)
+from tests.common import build
+
+FIRST_LENGTH, FIRST_IMAGE = LENGTH_SIZES[0], IMAGE_SIZES[0]
+# the inputs of a model, their shapes at the first two bindings
+BINDINGS: list[tuple[str, list[list[int]], list[list[int]]]] = [
+    ("float[2,3] x", [[2, 3]], [[2, 3]]),
+    ("float x", [[]], [[]]),
+    ("float[N,3] x", [[2, 3]], [[3, 3]]),
+    ("float[N,L,8] x", [[2, FIRST_LENGTH[0], 8]], [[3, FIRST_LENGTH[1], 8]]),
+    ("float[N,3,H,W] x", [[2, 3, FIRST_IMAGE[0], FIRST_IMAGE[0]]], [[3, 3, FIRST_IMAGE[1], FIRST_IMAGE[1]]]),
+    ("float[N,L] x, float[N,L] z", [[2, 11], [2, 11]], [[3, 13], [3, 13]]),
+    ("float[N] x, float[N,4] z", [[2], [2, 4]], [[3], [3, 4]]),
+    ("float[?,4] x, float[?,4] z", [[2, 4], [2, 4]], [[3, 4], [3, 4]]),
+]
+
+
+@pytest.mark.parametrize(("inputs", "first", "second"), BINDINGS, ids=[b[0] for b in BINDINGS])
+def test_bindings(inputs: str, first: list[list[int]], second: list[list[int]]) -> None:
+    graph = load(build(f"({inputs}) => (float y) {{ y = ReduceSum <keepdims = 0> (x) }}"))
+    pair = next(bindings(graph, {}))
+    assert [[list(s) for s in b.shapes.values()] for b in pair] == [first, second]
+
+
+def test_sizes_of_data_come_first() -> None:
+    graph = load(build("(float[N,L,8] x) => (float y) { y = ReduceSum <keepdims = 0> (x) }"))
+    one, two = next(bindings(graph, {"x": (5, 7, 8)}))
+    assert one.shapes == {"x": (5, 7, 8)} and all(a != b for a, b in zip(two.shapes["x"][:2], (5, 7), strict=True))
+    assert two.shapes["x"][2] == 8
+
+
+def test_sizes_are_tried_until_one_fits() -> None:
+    """A free axis that must be 24 long, since a weight of that length is added."""
+    graph = load(build("(float[N,L] x) => (float[N,24] y) <float[24] A> { y = Add(x, A) }"))
+    assert trace(graph).shapes["x"][1] in (24, 1)
+    assert running_shapes(graph, 0)["x"] in {(2, 1), (2, 24)}
+
+
+def test_a_model_that_runs_nowhere() -> None:
+    graph = load(build("(float[N,3] x) => (float[N,24] y) <float[24] A> { y = Add(x, A) }"))
+    with pytest.raises(InputError, match=r"does not (run|load) the model as it is"):
+        running_shapes(graph, 0)
+
+
+# body, tensor, shape at the first binding, dynamic axes, static value or None
+BODY = "(float[N,4] x) => (float[N,4] y) <int64 zero = {0}, int64 one = {1}, int64[1] axis = {0}>"
+FACTS: list[tuple[str, str, tuple[int, ...], list[int], Any]] = [
+    ("y = Relu(x)", "y", (2, 4), [0], None),
+    ("s = Shape(x) y = Relu(x)", "s", (2,), [], None),
+    ("s = Shape <start = 1> (x) y = Relu(x)", "s", (1,), [], [4]),
+    ("s = Shape(x) c = Gather(s, one) y = Relu(x)", "c", (), [], 4),
+    ("s = Shape(x) n = Gather(s, zero) y = Relu(x)", "n", (), [], None),
+    ("n = Size(x) y = Relu(x)", "n", (), [], None),
+    ("s = Shape(x) z = ConstantOfShape(s) y = Add(x, z)", "z", (2, 4), [0], None),
+    (
+        "s = Shape(x) c = Gather(s, one) u = Unsqueeze(c, axis) r = Range(zero, c, one) y = Relu(x)",
+        "r",
+        (4,),
+        [],
+        [0, 1, 2, 3],
+    ),
+    ("t = Transpose(x) y = Relu(x)", "t", (4, 2), [1], None),
+    ("k = NonZero(x) y = Relu(x)", "k", (2, 8), [1], None),
+]
+
+
+@pytest.mark.parametrize(("nodes", "name", "shape", "dynamic", "value"), FACTS, ids=[f[0] for f in FACTS])
+def test_facts(nodes: str, name: str, shape: tuple[int, ...], dynamic: list[int], value: Any) -> None:
+    facts = trace(load(build(f"{BODY} {{ {nodes} }}")))
+    assert facts.shapes[name] == shape
+    assert [k for k in range(len(shape)) if facts.dynamic(name, k)] == dynamic
+    known = facts.static(name)
+    assert (known is None) == (value is None) and (value is None or np.array_equal(known, value))
+
+
+def test_a_stale_value_info_is_not_read() -> None:
+    model = build("(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) y = MatMul(h, B) }")
+    model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.DOUBLE, [99]))
+    facts = trace(load(model))
+    assert facts.shapes["h"] == (2, 8) and facts.dtypes["h"] == TensorProto.FLOAT
+
+
+def test_an_unknown_operator_leaves_its_output_open() -> None:
+    facts = trace(load(build("(float[N,4] x) => (float[N,4] y) { h = com.example.Mystery(x) y = Relu(h) }")))
+    assert "h" not in facts.shapes and "x" in facts.shapes
+
+
+@pytest.mark.parametrize("shape, size", [("N,4", 2), ("3,4", 1), ("N,L", 2)])
+def test_batch_size(shape: str, size: int) -> None:
+    graph = load(build(f"(float[{shape}] x) => (float y) {{ y = ReduceSum <keepdims = 0> (x) }}"))
+    assert batch_size(graph, trace(graph).binding) == size
+
+
+# random inputs
+def test_random_indices_stay_in_the_table() -> None:
+    text = """(int64[N,5] x) => (float[N,5,3] y) <float[7,3] A> { c = Cast <to = 6> (x) y = Gather(A, c) }"""
+    graph = load(build(text))
+    (binding, _) = next(bindings(graph, {}))
+    feeds = random_feeds(graph, binding, 0)["x"]
+    assert feeds.dtype == np.int64 and feeds.min() >= 0 and feeds.max() <= 6 and len(np.unique(feeds)) > 2
+
+
+def test_random_inputs_are_seeded_and_typed() -> None:
+    graph = load(build("(float16[N,4] x, bool[N] b, int32[N] i) => (float16[N,4] y) { y = Relu(x) }"))
+    (binding, _) = next(bindings(graph, {}))
+    one, same, other = (random_feeds(graph, binding, seed) for seed in (1, 1, 2))
+    assert {n: str(a.dtype) for n, a in one.items()} == {"x": "float16", "b": "bool", "i": "int32"}
+    assert all(np.array_equal(one[n], same[n]) for n in one) and not np.array_equal(one["x"], other["x"])
+
+
+def test_inputs_too_large_to_make_up() -> None:
+    graph = load(build("(float[N,1048576,1048576] x) => (float[N,1048576,1048576] y) { y = Relu(x) }"))
+    with pytest.raises(InputError, match="too large"):
+        random_feeds(graph, next(bindings(graph, {}))[0])
+    assert trace(graph).shapes["y"][1:] == (1048576, 1048576)
+
+
+def test_the_model_is_not_changed() -> None:
+    model = build("(float[N,4] x) => (float[N,3] y) <float[4,3] A> { h = com.example.Mystery(x) y = MatMul(h, A) }")
+    before = onnx.ModelProto.FromString(model.SerializeToString())
+    trace(load(model))
+    assert model == before
