@@ -22,15 +22,17 @@ from onnxprune import api, operators
 from onnxprune.config import read_config
 from onnxprune.data import load_feeds
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, blaming, load, save, write_atomic
+from onnxprune.graph import Graph, blaming, load
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.report import terminal
-from onnxprune.trace import Binding, Feeds, random_feeds, running_shapes
+from onnxprune.sessions import Feeds, Runnable, program
+from onnxprune.trace import Binding, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.version import __version__
+from onnxprune.writing import write_atomic
 
 BUDGETS = ("ratio", "macs", "params", "lossless")
 INTERRUPTED = 130
@@ -304,7 +306,7 @@ def _write(result: api.PruneResult, output: Path | None, report: Path | None, pl
     if plan:
         write_atomic(plan, result.plan.to_json().encode())
     if output:
-        save(result.model, output)
+        result.graph.save(output)
 
 
 def _typed(graph: Graph) -> TypedGraph:
@@ -314,7 +316,7 @@ def _typed(graph: Graph) -> TypedGraph:
         return state.typed
 
 
-def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[bytes, bytes, list[Feeds]]:
+def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[Runnable, Runnable, list[Feeds]]:
     first, second = load(original), load(pruned)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:
         raise InputError(f"{original} and {pruned} have different inputs")
@@ -322,10 +324,10 @@ def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[b
         raise InputError(f"{original} and {pruned} have different outputs")
     feeds = load_feeds(first, data, api.NUMERIC_SAMPLES) if data else []
     feeds = feeds or [random_feeds(first, Binding(running_shapes(first, seed)), seed)]
-    return first.to_proto().SerializeToString(), second.to_proto().SerializeToString(), feeds
+    return program(first), program(second), feeds
 
 
-def _run(model: bytes, feeds: list[Feeds], path: Path) -> tuple[list[str], list[list[Any]]]:
+def _run(model: Runnable, feeds: list[Feeds], path: Path) -> tuple[list[str], list[list[Any]]]:
     try:
         return numerics.outputs(model, feeds)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from onnx import ModelProto
@@ -16,14 +17,15 @@ from onnxprune import cost
 from onnxprune.data import DataLike, load_feeds
 from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, ModelLike, blaming, byte_size, load, serialize
+from onnxprune.graph import Graph, ModelLike, blaming, from_proto, load
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.trace import Feeds, batch_size, random_feeds, running_shapes
+from onnxprune.sessions import Feeds, program
+from onnxprune.trace import batch_size, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
@@ -35,11 +37,20 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The pruned model, the plan that was carried out and the report. `plan` names dims of `typed`."""
+    """The pruned model, the plan that was carried out and the report. `graph.save` writes a model without having all of
+    it in memory.
+    """
 
-    model: ModelProto
+    graph: Graph
     plan: Plan
     report: Report
+
+    @cached_property
+    def model(self) -> ModelProto:
+        """The pruned model, with all its data; made when it is asked for."""
+        made = self.graph.to_proto()
+        object.__setattr__(self, "graph", from_proto(made, files=self.graph.files))  # lets go of what it was made from
+        return made
 
 
 def prune(
@@ -136,8 +147,8 @@ def run(
         results = PassManager(steps, verify_each).run(state, progress)
         typed = state.cuts[0].typed if state.cuts else state.typed
         done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
-        pruned = state.graph.to_proto()
-        report = _describe(graph, state, typed, pruned, results)
+        pruned = state.graph
+        report = _describe(graph, state, typed, results)
         batch = batch_size(graph, binding)
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
@@ -146,12 +157,12 @@ def run(
             _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
             progress("latency")
             report.latency_ms = latency.bench(
-                _bytes(graph), serialize(pruned), (feeds or random)[0], bench_seconds, seed=seed
+                program(graph), program(pruned), (feeds or random)[0], bench_seconds, seed=seed
             )
     return PruneResult(pruned, done, report)
 
 
-def _describe(graph: Graph, state: State, typed: TypedGraph, pruned: ModelProto, results: list[PassResult]) -> Report:
+def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult]) -> Report:
     plans = [c.plan for c in state.cuts]
     batch = batch_size(graph, state.facts.binding)
     last = state.cuts[-1].typed if state.cuts else typed
@@ -159,7 +170,7 @@ def _describe(graph: Graph, state: State, typed: TypedGraph, pruned: ModelProto,
     report = Report(
         params=BeforeAfter(graph.params(), state.graph.params()),
         macs=BeforeAfter(cost.macs(typed).at({}) // batch, cost.macs(last).at(left) // batch),
-        bytes=BeforeAfter(graph.size_bytes(), byte_size(pruned)),
+        bytes=BeforeAfter(graph.size_bytes(), state.graph.size_bytes()),
         dims=dim_counts(typed, plans),
         passes=results,
         cuts=[row for plan in plans for row in cut_rows(plan)],
@@ -179,7 +190,7 @@ def _prove(
     report: Report,
     graph: Graph,
     cuts: Sequence[Cut],
-    pruned: ModelProto,
+    pruned: Graph,
     random: list[Feeds],
     feeds: list[Feeds],
     lossless: bool,
@@ -190,7 +201,7 @@ def _prove(
     inputs = feeds or random
     report.numerics_on = "data" if feeds else "random inputs"
     try:
-        names, before = numerics.outputs(_bytes(graph), inputs)
+        names, before = numerics.outputs(program(graph), inputs)
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
     progress("surgery check")
@@ -199,7 +210,7 @@ def _prove(
     verdict = SurgeryCheck(True, 0.0, TOLERANCE)
     for k, cut in enumerate(cuts):
         last = k == len(cuts) - 1
-        made = pruned if last else cut.result.to_proto()
+        made = pruned if last else cut.result
         found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
         verdict = max(verdict, found, key=lambda v: (not v.passed, v.max_rel_err))
     report.surgery_check = verdict
@@ -210,7 +221,7 @@ def _prove(
             report,
         )
     progress("comparison with the original")
-    _, after = numerics.outputs(serialize(pruned), inputs)
+    _, after = numerics.outputs(program(pruned), inputs)
     report.numerics = numerics.compare(names, before, after)
     if lossless:
         _require_equal(report, before, after)
@@ -236,7 +247,3 @@ def _some(feeds: list[Feeds], samples: int) -> list[Feeds]:
         picked.append(feed)
         count += max((a.shape[0] for a in feed.values() if a.ndim), default=1)
     return picked
-
-
-def _bytes(graph: Graph) -> bytes:
-    return serialize(graph.to_proto())

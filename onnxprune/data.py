@@ -20,7 +20,7 @@ from onnx import helper
 
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph
-from onnxprune.trace import Feeds
+from onnxprune.sessions import Feeds
 
 BATCH = 32
 DataLike = str | os.PathLike[str] | Mapping[str, NDArray[Any]] | Iterable[Mapping[str, NDArray[Any]]]

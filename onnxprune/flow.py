@@ -221,3 +221,9 @@ def _reattached(node: NodeProto, bodies: list[AttributeProto]) -> NodeProto:
     del made.attribute[:]
     made.attribute.extend([*kept, *bodies])
     return made
+
+
+def stored_inside(nodes: Iterable[NodeProto]) -> set[str]:
+    """Initialisers that belong to a body."""
+    found = (attribute(node, STORED) for node in nodes if node.op_type == ENTER)
+    return {s.decode() for stored in found if stored is not None for s in stored.strings}

@@ -12,14 +12,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -29,24 +28,28 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.flow import ENTER, flatten, rebuild
+from onnxprune.flow import ENTER, flatten, rebuild, stored_inside
+from onnxprune.storage import LAZY_BYTES, PACKED, External, Inline, Source, open_external, stored_bytes
+from onnxprune.writing import serialize, write_atomic, write_external
 
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-SMALL_TYPES = ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-PACKED = tuple(v for n, v in TensorProto.DataType.items() if n in SMALL_TYPES)  # several entries in a byte
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
-EXTERNAL_BYTES = 1024  # smaller tensors stay in the model then
-PAGE_BYTES = 4096  # where external tensors start, so that they can be mapped
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One model: `nodes` in topological order, `tensors` (initialisers) by name, and the rest in `shell`."""
+    """One model: `nodes` in topological order, `tensors` (initialisers) by name, and the rest in `shell`.
+
+    Initialisers whose data is not in memory are hollow, and have an entry in `sources`; `files` are those that external
+    data came from.
+    """
 
     shell: ModelProto
     nodes: tuple[NodeProto, ...]
     tensors: Mapping[str, TensorProto]
+    sources: Mapping[str, Source] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def replace(
@@ -54,12 +57,17 @@ class Graph:
         nodes: Iterable[NodeProto] | None = None,
         tensors: Mapping[str, TensorProto] | None = None,
         shell: ModelProto | None = None,
+        sources: Mapping[str, Source] | None = None,
     ) -> Graph:
         """The same model with other nodes, initialisers or surroundings."""
+        left = self.tensors if tensors is None else tensors
+        known = self.sources if sources is None else sources
         return Graph(
             shell or self.shell,
             self.nodes if nodes is None else tuple(nodes),
-            self.tensors if tensors is None else tensors,
+            left,
+            {n: s for n, s in known.items() if n in left and _is_hollow(left[n])},
+            self.files,
             self._arrays if tensors is None else {},
         )
 
@@ -106,22 +114,70 @@ class Graph:
         return found
 
     def array(self, name: str) -> NDArray[Any]:
-        """A constant as a read-only array; small ones are kept, large ones are decoded at each call."""
+        """A constant as a read-only array; small ones are kept, large ones are read or decoded at each call."""
         if name in self._arrays:
             return self._arrays[name]
-        array = numpy_helper.to_array(self.constants[name])
+        array = self.source(name).array()
         array.flags.writeable = False
         if array.nbytes <= 65536:
             self._arrays[name] = array
         return array
 
+    def view(self, name: str) -> NDArray[Any]:
+        """As `array`, but fit to be held: external data is mapped once for all that hold it."""
+        return self.source(name).array(shared=True) if name in self.sources else self.array(name)
+
+    def source(self, name: str) -> Source:
+        """Where the data of a constant is."""
+        return self.sources.get(name) or Inline(self.constants[name])
+
+    def outer(self) -> dict[str, TensorProto]:
+        """The initialisers that do not belong to a body of control flow."""
+        return {n: t for n, t in self.tensors.items() if n not in self._inner}
+
+    @cached_property
+    def _inner(self) -> set[str]:
+        return stored_inside(self.nodes)
+
+    def is_lazy(self, name: str) -> bool:
+        """Whether slices of a constant are made when they are asked for."""
+        large = self.is_large and name in self.tensors and stored_bytes(self.tensors[name]) >= LAZY_BYTES
+        return name in self.sources or (large and name not in self._inner)
+
+    def tensor(self, name: str) -> TensorProto:
+        """A constant with its data."""
+        found = self.constants[name]
+        return found if name not in self.sources else self._filled(found)
+
+    def _filled(self, hollow: TensorProto) -> TensorProto:
+        made = TensorProto()
+        made.CopyFrom(hollow)
+        source = self.sources[hollow.name]
+        assert not isinstance(source, Inline)
+        source.fill(made)
+        return made
+
     def to_proto(self) -> ModelProto:
-        """The whole model. Initialisers are copied, so the result shares nothing with the graph."""
+        """The whole model, with all data. Initialisers are copied, so the result shares nothing with the graph."""
+        model = self.skeleton()
+        for tensor in model.graph.initializer:
+            source = self.sources.get(tensor.name)
+            if source is not None and not isinstance(source, Inline):
+                source.fill(tensor)
+        return model
+
+    def skeleton(self) -> ModelProto:
+        """The model with the initialisers as they are, hollow ones too."""
         model = ModelProto()
         model.CopyFrom(self.shell)
         nodes, tensors = rebuild(self.nodes, self.tensors)
         model.graph.node.extend(nodes)
         model.graph.initializer.extend(tensors.values())
+        self._list_inputs(model, tensors)
+        return model
+
+    def _list_inputs(self, model: ModelProto, tensors: Mapping[str, TensorProto]) -> None:
+        """Sizes of the initialisers that are listed as inputs; all are listed before IR version 4."""
         listed = {i.name: i for i in model.graph.input}
         for name, tensor in tensors.items():
             if name in listed:
@@ -129,7 +185,20 @@ class Graph:
                     dim.dim_value = size
             elif model.ir_version < 4:
                 model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        return model
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write the model, one constant in memory at a time: as one file, or, where it is too large for that or came
+        that way, beside a file `NAME.data`. Files are whole or absent. Returns the bytes written.
+        """
+        target = Path(path)
+        if self.is_large or (self.files and (target.is_file() or not target.exists())):
+            return write_external(self, target)
+        return write_atomic(target, serialize(self.to_proto()))
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether the model is too large to be one file."""
+        return self.size_bytes() > MAX_PROTO_BYTES
 
     def params(self) -> int:
         """Number of elements stored, bodies of control flow included: floats, and integers that stand for reals. What
@@ -144,17 +213,40 @@ class Graph:
         return sum(int(np.prod(t.dims)) for t in floats + integers)
 
     def size_bytes(self) -> int:
-        """Size of the model as one file, to within the few bytes of protobuf's length fields."""
-        nodes, tensors = (sum(p.ByteSize() + 4 for p in parts) for parts in (self.nodes, self.tensors.values()))
-        return int(self.shell.ByteSize() + nodes + tensors)
+        """Size of the model as one file."""
+        nodes, tensors = rebuild(self.nodes, self.tensors)
+        shell = ModelProto()
+        shell.CopyFrom(self.shell)
+        self._list_inputs(shell, tensors)
+        sizes = [n.ByteSize() for n in nodes] + [self._tensor_bytes(t) for t in tensors.values()]
+        parts = shell.graph.ByteSize() + sum(map(_field_bytes, sizes))
+        return int(shell.ByteSize()) - _field_bytes(shell.graph.ByteSize()) + _field_bytes(parts)
+
+    def _tensor_bytes(self, tensor: TensorProto) -> int:
+        source = self.sources.get(tensor.name)
+        if source is None:
+            return int(tensor.ByteSize())
+        location = 0 if isinstance(source, External) else 2  # bytes of the field `data_location`, which is then cleared
+        return int(tensor.ByteSize()) - location + _field_bytes(source.nbytes)
 
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
         return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
 
 
-def from_proto(model: ModelProto) -> Graph:
-    """A Graph over a ModelProto, which is not changed; tensors are shared with it, not copied."""
+def _is_hollow(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _field_bytes(size: int) -> int:
+    """Bytes that a field of `size` bytes takes in protobuf's format: tag, length, content."""
+    return 1 + max(1, -(-size.bit_length() // 7)) + size
+
+
+def from_proto(model: ModelProto, sources: Mapping[str, Source] | None = None, files: tuple[Path, ...] = ()) -> Graph:
+    """A Graph over a ModelProto, which is not changed; tensors are shared with it, not copied. Hollow ones need
+    `sources`.
+    """
     shell = ModelProto()
     for descriptor, value in model.ListFields():
         if descriptor.name == "graph":
@@ -163,7 +255,7 @@ def from_proto(model: ModelProto) -> Graph:
                     _copy_field(shell.graph, sub, part)
         else:
             _copy_field(shell, descriptor, value)
-    return Graph(shell, *flatten(model.graph))
+    return Graph(shell, *flatten(model.graph), sources or {}, files)
 
 
 def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
@@ -179,14 +271,19 @@ def load(model: ModelLike) -> Graph:
     """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph. Raises InputError with what is wrong and
     what to do.
     """
-    proto = _read(model)
+    sources: dict[str, Source] = {}
+    files: tuple[Path, ...] = ()
+    if isinstance(model, (str, os.PathLike)):
+        proto, sources, files = _read_file(Path(model))
+    else:
+        proto = _read(model)
     try:
-        return _checked(proto)
+        return _checked(proto, sources, files)
     except UnicodeDecodeError as error:
         raise InputError(f"the model holds a name that is not text: {error}") from error
 
 
-def _checked(proto: ModelProto) -> Graph:
+def _checked(proto: ModelProto, sources: Mapping[str, Source], files: tuple[Path, ...]) -> Graph:
     if not proto.graph.node and not proto.graph.output:
         raise InputError("not an ONNX model: it has no graph")
     if not proto.opset_import:
@@ -197,12 +294,13 @@ def _checked(proto: ModelProto) -> Graph:
             raise InputError(
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
-    graph = from_proto(proto)
+    graph = from_proto(proto, sources, files)
     if len(graph.tensors) < len(proto.graph.initializer):
         twice = Counter(t.name for t in proto.graph.initializer).most_common(1)[0][0]
         raise InputError(f"initialiser {twice!r} is stored twice")
     for name, tensor in graph.constants.items():
-        check_tensor(name, tensor)
+        if name not in sources:
+            check_tensor(name, tensor)
     for value in (*graph.shell.graph.input, *graph.shell.graph.output):
         if value.type.tensor_type.elem_type not in TensorProto.DataType.values():
             raise InputError(f"{value.name!r} has the unknown type {value.type.tensor_type.elem_type}")
@@ -227,6 +325,8 @@ def blaming(graph: Graph) -> Iterator[None]:
 
 
 def _flaw(graph: Graph) -> Exception | None:
+    if graph.is_large:
+        return None
     try:
         onnx.checker.check_model(serialize(graph.to_proto()), full_check=True)
     except EncodeError:  # too large to be checked in one piece
@@ -241,8 +341,6 @@ def _read(model: ModelLike) -> ModelProto:
         return model
     if isinstance(model, bytes):
         return _parse(model, "the given bytes")
-    if isinstance(model, (str, os.PathLike)):
-        return _read_file(Path(model))
     if type(model).__module__.startswith("onnx_graphsurgeon"):
         import onnx_graphsurgeon as gs
 
@@ -253,7 +351,8 @@ def _read(model: ModelLike) -> ModelProto:
     )
 
 
-def _read_file(path: Path) -> ModelProto:
+def _read_file(path: Path) -> tuple[ModelProto, dict[str, Source], tuple[Path, ...]]:
+    """The model in a file; large constants beside it are left where they are."""
     if not os.path.exists(path):  # pathlib's raises for names that are too long
         raise InputError(f"no such file: {path}")
     if path.is_dir():
@@ -266,11 +365,7 @@ def _read_file(path: Path) -> ModelProto:
         raise InputError(f"{path} is empty")
     model = _parse(data, str(path))
     del data
-    try:
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except Exception as error:  # onnx raises several kinds here: ValidationError, OSError, ValueError
-        raise InputError(f"the external data of {path} cannot be read: {error}") from error
-    return model
+    return model, *open_external(model, path)
 
 
 def _parse(data: bytes, origin: str) -> ModelProto:
@@ -376,15 +471,6 @@ def constant_value(node: NodeProto) -> TensorProto | None:
     return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind), node.output[0])
 
 
-def tensor(name: str, array: NDArray[Any], like: TensorProto | None = None) -> TensorProto:
-    """An initialiser from an array (0-d stays 0-d); doc string and metadata come from `like`."""
-    made = numpy_helper.from_array(array if array.flags.c_contiguous else np.copy(array, order="C"), name)
-    if like is not None:
-        made.doc_string = like.doc_string
-        made.metadata_props.extend(like.metadata_props)
-    return made
-
-
 def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
         for a in node.attribute:
@@ -424,14 +510,8 @@ def _type_text(kind: onnx.TypeProto) -> str:
     return f"{TensorProto.DataType.Name(t.elem_type).lower()}{dims}".replace("'", "")
 
 
-def serialize(model: ModelProto) -> bytes:
-    """The bytes of a model, the same for the same model."""
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
-
-
 def byte_size(model: ModelProto) -> int:
-    """Size of a model as one file; to within a few bytes where it is too large for protobuf to tell."""
+    """Size of a model as one file."""
     try:
         return int(model.ByteSize())
     except EncodeError:
@@ -440,67 +520,6 @@ def byte_size(model: ModelProto) -> int:
 
 def save(model: ModelProto, path: str | os.PathLike[str]) -> int:
     """Write a model beside `path`, then rename: the file is whole or absent. Returns its size in bytes."""
-    target = Path(path)
     if byte_size(model) > MAX_PROTO_BYTES:
-        return _save_external(from_proto(model), target)
-    return write_atomic(target, serialize(model))
-
-
-def write_atomic(target: Path, data: bytes) -> int:
-    """Write bytes to a temporary file in the same folder and rename it; a device or pipe is written to as it is.
-    InputError where that is not possible.
-    """
-    try:
-        if target.exists() and not target.is_file():
-            target.write_bytes(data)
-        else:
-            _replace(target.resolve(), data)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
-    return len(data)
-
-
-def _replace(target: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".onnxprune-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _save_external(graph: Graph, target: Path) -> int:
-    """The model beside a file `NAME.data` that holds its large tensors."""
-    name = f"{target.name}.data"
-    try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".onnxprune-") as folder:
-            model, data = Path(folder) / "model", Path(folder) / "data"
-            with data.open("wb") as file:
-                tensors = {n: _moved_out(t, name, file) for n, t in graph.tensors.items()}
-            model.write_bytes(serialize(graph.replace(tensors=tensors).to_proto()))
-            size = model.stat().st_size + data.stat().st_size
-            os.replace(data, target.parent / name)
-            os.replace(model, target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror}") from error
-    return size
-
-
-def _moved_out(tensor: TensorProto, location: str, file: BinaryIO) -> TensorProto:
-    """The tensor with its data appended to `file`, or as it is if it is small."""
-    raw = tensor.raw_data
-    if len(raw) < EXTERNAL_BYTES:
-        return tensor
-    file.write(bytes(-file.tell() % PAGE_BYTES))
-    made = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string)
-    made.metadata_props.extend(tensor.metadata_props)
-    made.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", file.tell()), ("length", len(raw))):
-        made.external_data.add(key=key, value=str(value))
-    file.write(raw)
-    return made
+        return from_proto(model).save(path)
+    return write_atomic(Path(path), serialize(model))

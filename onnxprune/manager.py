@@ -22,7 +22,8 @@ from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan
-from onnxprune.trace import Shape, Trace, session, trace
+from onnxprune.sessions import program, session
+from onnxprune.trace import Shape, Trace, trace
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,12 @@ class PassManager:
 
 def verify(graph: Graph, after: str) -> None:
     """Checker, strict shape inference and an ONNX Runtime load; RuntimeError naming the pass if one of them objects."""
-    model = graph.to_proto()
     try:
-        onnx.checker.check_model(model)
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
-        session(model, optimise=False)
+        if not graph.is_large:  # what the checker takes in one piece
+            model = graph.to_proto()
+            onnx.checker.check_model(model)
+            onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False)
+        session(program(graph), optimise=False)
     except Exception as error:
         raise RuntimeError(f"the model is broken after pass {after}: {error}") from error
 

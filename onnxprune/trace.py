@@ -17,18 +17,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
+from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune import contrib
 from onnxprune.errors import InputError
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.graph import FLOATS, Graph, attributes, operator
+from onnxprune.sessions import Feeds, program, run, session, watched
 
 Shape = tuple[int, ...]
-Feeds = dict[str, NDArray[Any]]
 MAX_INPUT_ELEMENTS = 2**26  # made up at random: half a gigabyte while it is drawn
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
@@ -128,7 +127,7 @@ def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
     """Input shapes at which ONNX Runtime runs the model; InputError with its message if none of those tried does."""
     made, message = None, ""
     try:
-        made = session(graph.to_proto())
+        made = session(program(graph))
     except Exception as error:
         raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
     for first, _ in bindings(graph, {}):
@@ -208,7 +207,7 @@ def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = 
     for name, tensor in graph.constants.items():
         facts.types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if int(np.prod(tensor.dims)) <= SHAPE_DATA_ELEMENTS or tensor.data_type not in FLOATS:
-            facts.values[name] = graph.array(name)
+            facts.values[name] = graph.view(name)
     for i, node in enumerate(graph.nodes):
         if node.op_type == "Constant" and node.output[0] in facts.types:
             continue
@@ -390,11 +389,8 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
         return
     inner = inner_names(graph.nodes)
     unknown = [n for node in graph.nodes for n in node.output if n and n not in inner and facts.shape(n) is None]
-    model = graph.to_proto()
-    present = {o.name for o in model.graph.output}
-    model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in unknown if n not in present)
     try:
-        made = run(model, random_feeds(graph, binding), unknown)
+        made = run(program(watched(graph, unknown)), random_feeds(graph, binding), unknown)
     except Exception:  # sizes that the model refuses, custom operators, sequences: the tensors stay unknown
         return
     told = {
@@ -405,24 +401,6 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
     again = walk(graph, binding, told)
     facts.types.update({**told, **again.types})
     facts.values.update(again.values)
-
-
-def run(model: ModelProto, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:
-    """Outputs of a model by name from one plain ONNX Runtime run, without optimisations that could hide a tensor."""
-    made = session(model, optimise=False)
-    names = outputs or [o.name for o in made.get_outputs()]
-    return dict(zip(names, made.run(names, feeds), strict=True))
-
-
-def session(model: ModelProto | bytes, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session that prints nothing."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    data = model if isinstance(model, bytes) else model.SerializeToString()
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:

@@ -17,9 +17,10 @@ from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.constancy import Constancy
 from onnxprune.dims import Dim, Expr, atoms, is_frozen, spread
-from onnxprune.graph import FLOATS, Graph, attributes, tensor
+from onnxprune.graph import FLOATS, Graph, attributes
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import State
+from onnxprune.storage import tensor
 
 
 @dataclass(frozen=True)

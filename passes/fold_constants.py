@@ -20,11 +20,13 @@ from onnx import ModelProto, NodeProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
 from onnxprune.flow import BODY, ENTER, INPUTS, LEAVE, OWNER, attribute
-from onnxprune.graph import Graph, attributes, captured, tensor
+from onnxprune.graph import Graph, attributes, captured
 from onnxprune.manager import State
-from onnxprune.trace import run
+from onnxprune.sessions import run
+from onnxprune.storage import tensor
 
 SMALL_ELEMENTS = 1024  # results up to this size are always worth storing
+EXTERNAL_BYTES = 1 << 30  # of constants that are not in memory: folding stores results in memory
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,18 @@ class _Regions:
             ties = [*node.output, *(n for n in node.input if self.size(n) > SMALL_ELEMENTS)]
             links.add_edges_from((i, j) for n in ties for j, _ in self.graph.consumers.get(n, []) if j in inside)
         chosen: set[int] = set()
+        room = EXTERNAL_BYTES
         for region in nx.connected_components(links):
-            chosen |= region if self._pays(region) else self._single_nodes(region)
+            picked = region if self._pays(region) else self._single_nodes(region)
+            external = self._external_bytes(picked) if self.graph.sources else 0
+            if external <= room:
+                chosen |= picked
+                room -= external
         return chosen
+
+    def _external_bytes(self, region: set[int]) -> int:
+        names = {n for i in region for n in self.graph.nodes[i].input}
+        return sum(self.graph.sources[n].nbytes for n in names if n in self.graph.sources)
 
     def _pays(self, region: set[int]) -> bool:
         def inner(name: str) -> bool:
@@ -221,7 +232,7 @@ def _evaluate(
     model.graph.name = "constants"
     model.graph.node.extend(nodes)
     for n in sorted(names):
-        constant = tensor(n, known[n]) if n in known else graph.constants[n]
+        constant = tensor(n, known[n]) if n in known else graph.tensor(n)
         model.graph.initializer.append(constant)
         model.graph.initializer[-1].name = n
     model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in wanted)

@@ -21,5 +21,5 @@ class InlineFunctions:
     def run(self, state: State) -> Graph:
         if not state.graph.shell.functions:
             return state.graph
-        model = inliner.inline_local_functions(state.graph.to_proto())
-        return from_proto(model)
+        model = inliner.inline_local_functions(state.graph.skeleton())
+        return from_proto(model, state.graph.sources, state.graph.files)

@@ -18,11 +18,12 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.dims import Dim, Expr, Mask, keep
 from onnxprune.flow import ENTER, SHELL, attribute
-from onnxprune.graph import Graph, attributes, tensor
+from onnxprune.graph import Graph, attributes
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
 from onnxprune.plan import Budget, bind, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
+from onnxprune.storage import Sliced, Source, tensor
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class _Surgeon:
     def __init__(self, typed: TypedGraph, masks: dict[Dim, Mask]) -> None:
         self.typed, self.graph, self.masks = typed, typed.graph, masks
         self.tensors = dict(typed.graph.tensors)
+        self.sources: dict[str, Source] = dict(typed.graph.sources)
         self.renamed: dict[tuple[int, int], str] = {}
         self.moved: dict[int, NodeProto] = {}
         self._kept: dict[int, tuple[Expr, Mask]] = {}
@@ -88,7 +90,7 @@ class _Surgeon:
             elif node.op_type == ENTER:
                 made = self._body_types(made)
             nodes += [*before, made, *after]
-        return self.graph.replace(nodes, self.tensors, self._shell())
+        return self.graph.replace(nodes, self.tensors, self._shell(), self.sources)
 
     # constants
     def _slice(self, name: str, uses: list[Use]) -> None:
@@ -106,16 +108,18 @@ class _Surgeon:
             masks = [self.kept(e) for e in group[0].axes]
             if all(m.all() for m in masks):
                 continue
-            array = self.graph.array(name)
-            for axis in sorted(range(len(masks)), key=lambda k: masks[k].mean()):
-                array = _compress(array, masks[axis], axis)
+            made = Sliced(self.graph.source(name), self.graph.constants[name].data_type, tuple(masks))
             if whole:
-                self._store(name, array)
+                self._store(name, made)
             else:
-                label = self.constant(name, array)
+                label = self._sliced(name, made) if self.graph.is_lazy(name) else self.constant(name, made.array())
                 self.renamed.update({(use.node, use.input): label for use in group})
 
-    def _store(self, name: str, array: NDArray[Any]) -> None:
+    def _store(self, name: str, made_of: Sliced) -> None:
+        if self.graph.is_lazy(name):
+            self.tensors[name], self.sources[name] = made_of.hollow(name, self.tensors[name]), made_of
+            return
+        array = made_of.array()
         if name in self.tensors:
             self.tensors[name] = tensor(name, array, self.tensors[name])
             return
@@ -136,6 +140,17 @@ class _Surgeon:
             k += 1
         self._names.add(name)
         self.tensors[name] = tensor(name, array)
+        return name
+
+    def _sliced(self, like: str, made_of: Sliced) -> str:
+        """As `constant`, for a slice that is made when it is asked for."""
+        k = 0
+        while (name := f"{like}.pruned{k or ''}") in self._names:
+            if name in self.sources and made_of.equals(self.sources[name]):
+                return name
+            k += 1
+        self._names.add(name)
+        self.tensors[name], self.sources[name] = made_of.hollow(name), made_of
         return name
 
     # nodes
@@ -300,10 +315,6 @@ def _is_given(node: NodeProto, target: str | int) -> bool:
     if isinstance(target, str):
         return any(a.name == target for a in node.attribute)
     return target < len(node.input) and node.input[target] != ""
-
-
-def _compress(array: NDArray[Any], mask: Mask, axis: int) -> NDArray[Any]:
-    return array if mask.all() else np.compress(mask, array, axis=axis)
 
 
 def _rewrite(node: NodeProto, inputs: dict[int, str], attrs: dict[str, Any], drop: tuple[str, ...]) -> NodeProto:

@@ -13,6 +13,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune import graph as graphs
+from onnxprune import writing
 from onnxprune.errors import InputError
 from onnxprune.graph import load, outline, save, serialize, write_atomic
 from tests.common import build
@@ -217,7 +218,7 @@ def test_large_models_have_their_data_beside(tmp_path: Path, monkeypatch: pytest
     model.graph.initializer[0].doc_string = "kept"
     before = serialize(model)
     monkeypatch.setattr(graphs, "MAX_PROTO_BYTES", 10_000)
-    monkeypatch.setattr(graphs, "EXTERNAL_BYTES", 1000)
+    monkeypatch.setattr(writing, "EXTERNAL_BYTES", 1000)
     size = save(model, tmp_path / "m.onnx")
     assert sorted(os.listdir(tmp_path)) == ["m.onnx", "m.onnx.data"]
     assert size == sum(p.stat().st_size for p in tmp_path.iterdir()) and (tmp_path / "m.onnx").stat().st_size < 2000

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.trace import Feeds, session
+from onnxprune.sessions import Feeds, Runnable, session
 
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
 MIN_SAMPLE_SECONDS = 0.002  # shorter runs are repeated within a sample, above the clock's and scheduler's jitter
@@ -47,7 +47,9 @@ class Latency:
         }
 
 
-def bench(before: bytes, after: bytes, feeds: Feeds, seconds: float = 2.0, threads: int = 1, seed: int = 0) -> Latency:
+def bench(
+    before: Runnable, after: Runnable, feeds: Feeds, seconds: float = 2.0, threads: int = 1, seed: int = 0
+) -> Latency:
     """Time two models on one feed for about `seconds` (at least MIN_ROUNDS rounds)."""
     jobs = [session(m, threads=threads) for m in (before, after)]
     for _ in range(2):

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.dims import Dim, Mask, keep
-from onnxprune.graph import Graph, attributes, operator, tensor
+from onnxprune.graph import Graph, attributes, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import Operand, axis_of, has, operand, placed
 from onnxprune.rules.rule import Axes, Read
+from onnxprune.storage import tensor
 
 FILL = {
     "sum": 0.0,
@@ -52,7 +53,7 @@ FUSED_NORMS: dict[str, tuple[int, int, int | None]] = {  # the output that is th
 }
 
 
-def masked_original(typed: TypedGraph, masks: dict[Dim, Mask], original: Graph | None = None) -> ModelProto:
+def masked_original(typed: TypedGraph, masks: dict[Dim, Mask], original: Graph | None = None) -> Graph:
     """The model with the removed units masked out; of the file as it was read, where its nodes are still those that
     were typed.
     """
@@ -82,7 +83,7 @@ class _Masker:
         """First outputs of the nodes that need a mask."""
         return {node.output[0] for i, node in enumerate(self.graph.nodes) if self.reads(i)}
 
-    def build(self, base: Graph, index: dict[str, int]) -> ModelProto:
+    def build(self, base: Graph, index: dict[str, int]) -> Graph:
         """`base` with masks; `index` maps the first output of a node to its place in the typed graph."""
         plain = (n for n in base.nodes if n.op_type == "DequantizeLinear" and not attributes(n).get("block_size", 0))
         self._dequantised = {n.output[0]: n for n in plain}
@@ -97,7 +98,7 @@ class _Masker:
                 self._normalise(i, node)
             else:
                 self._mask_inputs(i, node, reads)
-        return base.replace(self.nodes, {**base.tensors, **self.tensors}).to_proto()
+        return base.replace(self.nodes, {**base.tensors, **self.tensors})
 
     # building blocks
     def mask(self, i: int, j: int, axis: int) -> Mask:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.trace import Feeds, session
+from onnxprune.sessions import Feeds, Runnable, session
 
 
-def outputs(model: bytes, feeds: Sequence[Feeds]) -> tuple[list[str], list[list[Any]]]:
+def outputs(model: Runnable, feeds: Sequence[Feeds]) -> tuple[list[str], list[list[Any]]]:
     """Output names, and the outputs for each feed."""
     made = session(model)
     return [o.name for o in made.get_outputs()], [list(made.run(None, f)) for f in feeds]

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, TypeProto, helper
+from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import rounds
-from onnxprune.trace import Feeds, random_feeds, session
+from onnxprune.sessions import Feeds, Program, program, session, watched
+from onnxprune.trace import random_feeds
 from onnxprune.validate.masked import masked_original
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more
@@ -58,15 +59,20 @@ class SurgeryCheck:
 
 
 def surgery_check(
-    typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto, feeds: Sequence[Feeds], original: Graph | None = None
+    typed: TypedGraph,
+    masks: dict[Dim, Mask],
+    pruned: Graph | ModelProto,
+    feeds: Sequence[Feeds],
+    original: Graph | None = None,
 ) -> SurgeryCheck:
     """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is
     checked too.
     """
-    behind = saturated(typed, pruned)
+    result = from_proto(pruned) if isinstance(pruned, ModelProto) else pruned
+    behind = saturated(typed, result)
     names = [o.name for o in typed.graph.outputs] + [n for n in behind.values() if n not in behind]
-    reference = _watched(masked_original(typed, masks, original), names)
-    want, got = _outputs(reference, feeds), _outputs(_watched(pruned, names), feeds)
+    reference = program(watched(masked_original(typed, masks, original), names))
+    want, got = _outputs(reference, feeds), _outputs(program(watched(result, names)), feeds)
     floors = [1.0 if n in behind else SMALLEST for n in names]
     error, worst = _largest(want, got, names, floors)
     tolerance = _base(want)
@@ -76,7 +82,7 @@ def surgery_check(
         tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, names, floors))
     if tolerance < error <= FLIP_LIMIT and any(map(rounds, typed.graph.nodes)):
         more = [*feeds, *(random_feeds(typed.graph, typed.facts.binding, k) for k in range(FLIP_FEEDS))]
-        share = _flipped(_outputs(reference, more), _outputs(_watched(pruned, names), more), tolerance)
+        share = _flipped(_outputs(reference, more), _outputs(program(watched(result, names)), more), tolerance)
         if share <= FLIPPED:
             return SurgeryCheck(True, float(error), FLIP_LIMIT, f"{share:.1%} differ by a rounding to integers")
     passed = bool(error <= tolerance)
@@ -100,12 +106,12 @@ def _slices_off(want: Any, got: Any, tolerance: float) -> NDArray[np.bool_]:
     return np.asarray((np.abs(a - b) > tolerance * largest).reshape(len(a), -1).any(axis=1))
 
 
-def saturated(typed: TypedGraph, pruned: ModelProto) -> dict[str, str]:
+def saturated(typed: TypedGraph, pruned: Graph) -> dict[str, str]:
     """Outputs of sigmoids and the like, with the tensor behind each: compared too, since a saturated output hides
     differences, while its own last digits are the activation's approximation (errors are then relative to its range,
     1).
     """
-    there = {n for node in pruned.graph.node for n in node.output}
+    there = {n for node in pruned.nodes for n in node.output}
     found: dict[str, str] = {}
     for output in typed.graph.outputs:
         name = output.name
@@ -117,18 +123,8 @@ def saturated(typed: TypedGraph, pruned: ModelProto) -> dict[str, str]:
     return found
 
 
-def _watched(model: ModelProto, names: Sequence[str]) -> bytes:
-    """A model with further outputs, serialised."""
-    present = {o.name for o in model.graph.output}
-    added = [n for n in names if n not in present]
-    model.graph.output.extend(helper.make_value_info(n, TypeProto()) for n in added)
-    data: bytes = model.SerializeToString()
-    del model.graph.output[len(model.graph.output) - len(added) :]
-    return data
-
-
 def _noise(
-    model: bytes,
+    model: Program,
     feeds: Sequence[Feeds],
     want: Sequence[Sequence[Any]],
     names: Sequence[str],
@@ -152,7 +148,7 @@ def _says_something(outputs: Sequence[Sequence[Any]]) -> bool:
     return not arrays or any(a.dtype.kind not in "fV" or np.isfinite(a.astype(np.float64)).any() for a in arrays)
 
 
-def _outputs(model: bytes, feeds: Sequence[Feeds], optimise: bool = True) -> list[list[Any]]:
+def _outputs(model: Program, feeds: Sequence[Feeds], optimise: bool = True) -> list[list[Any]]:
     made = session(model, optimise=optimise)
     return [list(made.run(None, f)) for f in feeds]
 
