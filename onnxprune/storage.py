@@ -206,8 +206,8 @@ def open_external(model: ModelProto, path: Path) -> tuple[dict[str, Source], tup
     external data is read. InputError where it cannot be.
     """
     found = [t for t in model.graph.initializer if onnx.external_data_helper.uses_external_data(t)]
-    entries = [(t, onnx.external_data_helper.ExternalDataInfo(t)) for t in found]
     try:
+        entries = [(t, onnx.external_data_helper.ExternalDataInfo(t)) for t in found]
         places = {e.location: _place(t, e.location, path.parent) for t, e in entries}
         files = {n: DataFile(p, len(places) <= OPEN_FILES) for n, p in places.items()}
         sources: dict[str, Source] = {}
