@@ -87,12 +87,9 @@ def measure(layers: int, gb: float, bare: float, *options: str) -> None:
         start = time.perf_counter()
         memory = peak(PRUNE, "prune", source, "-o", target, "--ratio", "0.5", "-q", *options) - bare
         seconds = time.perf_counter() - start
-        before, after = (
-            sum(f.stat().st_size for f in Path(folder).glob(f"{p.stem}.*")) / 2**30 for p in (source, target)
-        )
-    print(
-        f"{layers} layers, prune --ratio 0.5 {' '.join(options)}: {seconds:.1f} s, {sizes[0] / 2**30:.2f} GB -> {sizes[1] / 2**30:.2f} GB"
-    )
+        sizes = [sum(f.stat().st_size for f in Path(folder).glob(f"{p.stem}.*")) / 2**30 for p in (source, target)]
+    command = " ".join(["prune --ratio 0.5", *options])
+    print(f"{layers} layers, {command}: {seconds:.1f} s, {sizes[0]:.2f} GB -> {sizes[1]:.2f} GB")
     print(f"  peak memory above the imports: {memory:.0f} MB; the largest constant has {largest / 2**20:.0f} MB")
 
 

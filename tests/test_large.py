@@ -1,5 +1,5 @@
-"""Models with external data and models beyond the limit of one file: what comes out is what small models in memory give,
-byte for byte.
+"""Models with external data and models beyond the limit of one file: what comes out is what small models in memory
+give, byte for byte.
 """
 
 from __future__ import annotations
