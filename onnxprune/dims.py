@@ -117,17 +117,26 @@ def resolve(expr: Expr) -> Expr:
     """The expression in its present form: substitutions followed, nested Sums and Prods flattened, factors of size 1
     dropped.
     """
-    path: list[Dim] = []
-    while isinstance(expr, Dim):
+    if isinstance(expr, Dim):
         if expr.link is None:
-            break
-        path.append(expr)
-        expr = expr.link
-    else:
-        expr = total(*expr.parts) if isinstance(expr, Sum) else product(*expr.factors)
-    for d in path:
-        d.link = expr
-    return expr
+            return expr
+        path: list[Dim] = []
+        while isinstance(expr, Dim) and expr.link is not None:
+            path.append(expr)
+            expr = expr.link
+        expr = _normal(expr)
+        for d in path:
+            d.link = expr
+        return expr
+    return _normal(expr)
+
+
+def _normal(expr: Expr) -> Expr:
+    if isinstance(expr, Dim):
+        return expr
+    children = expr.parts if isinstance(expr, Sum) else expr.factors
+    done = len(children) > 1 and all(isinstance(e, Dim) and e.link is None and e.size > 1 for e in children)
+    return expr if done else total(*children) if isinstance(expr, Sum) else product(*children)
 
 
 def total(*parts: Expr) -> Expr:

@@ -39,8 +39,12 @@ def name_dims(typed: TypedGraph) -> tuple[DimInfo, ...]:
             for d, label in _labels(e, f"{use.tensor}:{axis}"):
                 names.setdefault(d, label)
                 places.setdefault(d, {})[Place(node.name or node.output[0], node.op_type, use.tensor, axis)] = None
+    seen: set[int] = set()  # most activations share the very axes of others
     for tensor, axes in typed.axes.items():
         for axis, e in enumerate(axes):
+            if id(e) in seen:
+                continue
+            seen.add(id(e))
             for d, label in _labels(e, f"{tensor}:{axis}"):
                 names.setdefault(d, label)
     kinds = classify(typed)

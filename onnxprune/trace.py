@@ -66,12 +66,23 @@ class Walk:
     values: dict[str, NDArray[Any]] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)
 
+    _shapes: dict[str, tuple[TypeProto, Shape | None]] = field(default_factory=dict)
+
     def shape(self, name: str) -> Shape | None:
         kind = self.types.get(name)
-        if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        known = self._shapes.get(name)
+        if kind is None:
             return None
-        dims = kind.tensor_type.shape.dim
-        return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+        if known is None or known[0] is not kind:
+            known = self._shapes[name] = kind, _concrete(kind)
+        return known[1]
+
+
+def _concrete(kind: TypeProto) -> Shape | None:
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    dims = kind.tensor_type.shape.dim
+    return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
 
 
 @dataclass(frozen=True)
