@@ -33,7 +33,8 @@ def synthetic(path: Path, layers: int, gb: float) -> int:
     blocks = layers // 2
     width = int((gb * 2**30 / 4 / (4 * blocks)) ** 0.5)
     rng = np.random.default_rng(0)
-    noise = rng.standard_normal((width + 1, 2 * width), np.float32) / np.float32(width) ** 0.5
+    scale = np.float32(width**-0.5 * blocks**-0.25)  # keeps the residual stream finite
+    noise = rng.standard_normal((width + 1, 2 * width), np.float32) * scale
     nodes, tensors, largest = [], [], 0
 
     with path.with_suffix(".data").open("wb") as file:

@@ -148,8 +148,8 @@ def run(
         typed = state.cuts[0].typed if state.cuts else state.typed
         done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
         pruned = state.graph
-        report = _describe(graph, state, typed, results)
         batch = batch_size(graph, binding)
+        report = _describe(graph, state, typed, results, batch)
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
         if check and not dry_run:
@@ -162,14 +162,14 @@ def run(
     return PruneResult(pruned, done, report)
 
 
-def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult]) -> Report:
+def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult], batch: int) -> Report:
     plans = [c.plan for c in state.cuts]
-    batch = batch_size(graph, state.facts.binding)
+    macs = cost.macs(typed)
     last = state.cuts[-1].typed if state.cuts else typed
     left = {d: int(m.sum()) for d, m in _masks(state.cuts[-1:]).items()}
     report = Report(
         params=BeforeAfter(graph.params(), state.graph.params()),
-        macs=BeforeAfter(cost.macs(typed).at({}) // batch, cost.macs(last).at(left) // batch),
+        macs=BeforeAfter(macs.at({}) // batch, (macs if last is typed else cost.macs(last)).at(left) // batch),
         bytes=BeforeAfter(graph.size_bytes(), state.graph.size_bytes()),
         dims=dim_counts(typed, plans),
         passes=results,

@@ -22,9 +22,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxprune.dims import Mask
 from onnxprune.errors import InputError
 
-Mask = NDArray[np.bool_]
 SMALL_TYPES = ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
 PACKED = tuple(v for n, v in TensorProto.DataType.items() if n in SMALL_TYPES)  # several entries in a byte
 PLAIN = tuple(  # stored as NumPy holds them, on machines of the same byte order

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-import networkx as nx
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
 from onnxprune.graph import Graph, captured, free_names
 from onnxprune.manager import State
@@ -24,14 +23,13 @@ class RemoveDead:
 
     def run(self, state: State) -> Graph:
         graph = state.graph
-        flow = nx.DiGraph()
-        for i, node in enumerate(graph.nodes):
-            flow.add_node(i)
-            flow.add_edges_from((graph.producer[n], i) for n in [*node.input, *captured(node)] if n in graph.producer)
-        flow.add_edges_from((graph.producer[o.name], "end") for o in graph.outputs if o.name in graph.producer)
-        flow.add_node("end")
-        live = nx.ancestors(flow, "end")
-        nodes = [node for i, node in enumerate(graph.nodes) if i in live]
+        needed = {o.name for o in graph.outputs}
+        nodes: list[NodeProto] = []
+        for node in reversed(graph.nodes):
+            if any(n in needed for n in node.output if n):
+                needed.update(node.input, captured(node))
+                nodes.append(node)
+        nodes.reverse()
         named = {n for node in nodes for n in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
         alive = named | {n for node in nodes for n in node.output}
         noted = set(_noted(graph.shell, alive))

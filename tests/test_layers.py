@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims flow",
-    "graph evaluate contrib quantization",
+    "storage",
+    "graph writing evaluate contrib quantization",
+    "sessions",
     "trace",
     "rules",
     "inference naming operators",
