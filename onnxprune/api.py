@@ -23,7 +23,7 @@ from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.trace import Feeds, batch_size, random_feeds, running_shapes
+from onnxprune.trace import Feeds, batch_size, foreign_operators, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
@@ -128,6 +128,8 @@ def run(
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
     lossless = budget is not None and budget.lossless
+    foreign = foreign_operators(graph)
+    check = check and not foreign
     steps = parse(passes if passes is not None else LOSSLESS if lossless else DEFAULT, PASSES)
     with blaming(graph):
         shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
@@ -141,6 +143,8 @@ def run(
         batch = batch_size(graph, binding)
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
+        if foreign:
+            report.notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
         if check and not dry_run:
             random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
             _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)

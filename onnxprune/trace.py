@@ -31,6 +31,9 @@ Shape = tuple[int, ...]
 Feeds = dict[str, NDArray[Any]]
 MAX_INPUT_ELEMENTS = 2**26  # made up at random: half a gigabyte while it is drawn
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
+KNOWN_DOMAINS = frozenset(
+    ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.preview")
+)
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
 BATCH_SIZES = (2, 3)
 LENGTH_SIZES = (
@@ -122,6 +125,13 @@ def _attempts(graph: Graph, shapes: Mapping[str, Shape]) -> Iterator[tuple[Bindi
         yield first, second, facts
         if not facts.failed or first.shapes == second.shapes:
             return
+
+
+def foreign_operators(graph: Graph) -> list[str]:
+    """Operators of domains that ONNX Runtime does not bring along, as `domain.Operator`; model functions are none."""
+    functions = {(f.domain, f.name) for f in graph.shell.functions}
+    found = {(n.domain, n.op_type) for n in graph.nodes if n.domain not in KNOWN_DOMAINS} - functions
+    return sorted(f"{domain}.{name}" for domain, name in found)
 
 
 def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
