@@ -106,13 +106,15 @@ def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
     works.
     """
     first, second, facts = min(_attempts(graph, shapes or {}), key=lambda a: len(a[2].failed))
-    complete(graph, first, facts)
+    told = complete(graph, first, facts)
     other = facts
     if first.shapes != second.shapes:
         other = walk(graph, second)
         if len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
-        complete(graph, second, other)
+        told = complete(graph, second, other)
+    if told:
+        other = walk(graph, second, told, longer=True)
     known, others = dict(_shapes(facts)), dict(_shapes(other))
     dtypes = {n: t.tensor_type.elem_type for n, t in facts.types.items() if t.HasField("tensor_type")}
     return Trace(first, second, known, others, facts.values, other.values, dtypes)
@@ -208,9 +210,9 @@ def batch_size(graph: Graph, binding: Binding) -> int:
     return firsts.pop() if free and len(firsts) == 1 else 1
 
 
-def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None) -> Walk:
+def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None, longer: bool = False) -> Walk:
     """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
-    `failed`, and have the types that are `told`.
+    `failed`, and have the types that are `told` (`longer`: with open axes one longer than told).
     """
     facts = Walk()
     for value in graph.shell.graph.input:
@@ -224,7 +226,9 @@ def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = 
             continue
         if not _by_value(graph, node, facts) and not _by_type(graph, node, facts):
             facts.failed.append(i)
-            facts.types.update({n: told[n] for n in node.output if told and n in told})
+            for n in node.output if told else ():
+                if told and n in told:
+                    facts.types[n] = _one_longer(told[n], facts.types.get(n)) if longer else told[n]
     return facts
 
 
@@ -308,7 +312,7 @@ def _control_types(
     results = given[inputs:]
     if node.op_type == "If":
         pairs = zip(results[:count], results[count:], strict=False)
-        return [a if a is not None and b is not None and a == b else None for a, b in pairs]
+        return [_either(a, b) for a, b in pairs]
     states = inputs - (2 if node.op_type == "Loop" else own.get("num_scan_inputs", 0))
     inner = results[1:] if node.op_type == "Loop" else results
     if node.op_type == "Loop":
@@ -321,6 +325,22 @@ def _control_types(
         length = shape[axis] if shape else None
         axes = own.get("scan_output_axes", [0] * count)
     return [t if k < states else _with_axis(t, axes[k - states], length) for k, t in enumerate(inner[:count])]
+
+
+def _either(a: TypeProto | None, b: TypeProto | None) -> TypeProto | None:
+    """The type of a tensor that is one of two: sizes on which both agree, the others open."""
+    known = a if a is not None else b
+    if known is None or not known.tensor_type.HasField("shape"):
+        return None
+    made = TypeProto()
+    made.CopyFrom(known)
+    others = b.tensor_type.shape.dim if a is not None and b is not None else ()
+    if a is not None and b is not None and len(others) != len(made.tensor_type.shape.dim):
+        return None
+    for k, dim in enumerate(made.tensor_type.shape.dim):
+        if not others or others[k] != dim:
+            dim.Clear()
+    return made
 
 
 def _without_axis(kind: TypeProto | None, axis: int) -> TypeProto | None:
@@ -392,12 +412,12 @@ def _operand(value: NDArray[Any]) -> TensorProto:
     return numpy_helper.from_array(np.array(value, order="C"))
 
 
-def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
-    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them. Quietly leaves what does
-    not run.
+def complete(graph: Graph, binding: Binding, facts: Walk) -> dict[str, TypeProto]:
+    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them; returns what it told.
+    Quietly leaves what does not run.
     """
     if not facts.failed:
-        return
+        return {}
     inner = inner_names(graph.nodes)
     unknown = [n for node in graph.nodes for n in node.output if n and n not in inner and facts.shape(n) is None]
     model = graph.to_proto()
@@ -406,7 +426,7 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
     try:
         made = run(model, random_feeds(graph, binding), unknown)
     except Exception:  # sizes that the model refuses, custom operators, sequences: the tensors stay unknown
-        return
+        return {}
     told = {
         n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in made.items()
@@ -415,6 +435,21 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
     again = walk(graph, binding, told)
     facts.types.update({**told, **again.types})
     facts.values.update(again.values)
+    return told
+
+
+def _one_longer(told: TypeProto, inferred: TypeProto | None) -> TypeProto:
+    """A shape that one run told, for the second walk: axes that inference leaves open (how many entries are not zero,
+    how many boxes are found) may have another size in the next run, so they get one.
+    """
+    if inferred is None or not inferred.tensor_type.HasField("shape"):
+        return told
+    made = TypeProto()
+    made.CopyFrom(told)
+    dims = inferred.tensor_type.shape.dim
+    for dim, known in zip(made.tensor_type.shape.dim, dims, strict=False):
+        dim.dim_value += not known.HasField("dim_value")
+    return made
 
 
 def run(model: ModelProto, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:
