@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.graph import load
 from onnxprune.manager import PassManager, State, parse
@@ -76,6 +76,24 @@ def test_three_batch_sizes_of_trained_models(name: str) -> None:
     rest = tuple(d.dim_value for d in value.type.tensor_type.shape.dim)[1:]
     for batch in (1, 4, 9):
         check(state, result, {value.name: (batch, *rest)})
+
+
+def test_names_of_sizes_that_are_cut_go() -> None:
+    """An axis of batch x heads may have a name of its own in `value_info`; ONNX Runtime plans memory by such names."""
+    text = (
+        "(float[N,5,8] x) => (float[N,5,3] y) <float[8,12] Q, float[12,3] O, int64[4] h = {0,5,4,3}, int64[3] f ="
+        " {-1,5,3}, int64[4] u = {-1,4,5,3}, int64[3] j = {0,5,12}> { q = MatMul(x, Q) r = Reshape(q, h) t = Transpose"
+        " <perm = [0,2,1,3]> (r) b = Reshape(t, f) k = Relu(b) v = Reshape(k, u) w = Transpose <perm = [0,2,1,3]> (v)"
+        " z = Reshape(w, j) y = MatMul(z, O) }"
+    )
+    model = build(text)
+    for name in ("b", "k"):
+        model.graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["4*N", 5, 3]))
+    model.graph.value_info.append(helper.make_tensor_value_info("q", TensorProto.FLOAT, ["N", 5, 12]))
+    state, result = pruned(model)
+    left = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in result.graph.value_info}
+    assert left["q"] == ["N", 5, 4] and left["b"] == [0, 5, 2]
+    check(state, result, {"x": (3, 5, 8)})
 
 
 def test_a_count_of_entries_is_not_static() -> None:
