@@ -1,4 +1,4 @@
-"""Symbolic sizes stay symbolic: what is pruned at the traced sizes equals the masked original at others, three of each."""
+"""Symbolic sizes stay symbolic: what is pruned at the traced sizes equals the masked original at three others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ SIZED = {
     "attention with a scale from Shape, split and joined by run-time shapes": (
         "(float[N,T,8] x) => (float[N,T,3] y) <float[8,12] Q, float[8,12] K, float[8,12] V, float[12,3] O,"
         " int64[2] h = {3,4}, int64[1] w = {-1}> { s = Shape <start = 0, end = 2> (x) hs = Concat <axis = 0> (s, h)"
-        " q = MatMul(x, Q) k = MatMul(x, K) v = MatMul(x, V) qr = Reshape(q, hs) kr = Reshape(k, hs) vr = Reshape(v, hs)"
+        " q = MatMul(x, Q) k = MatMul(x, K) v = MatMul(x, V) qr = Reshape(q, hs) kr = Reshape(k, hs) vr = Reshape(v,"
+        " hs)"
         " qt = Transpose <perm = [0,2,1,3]> (qr) kt = Transpose <perm = [0,2,3,1]> (kr) vt = Transpose <perm ="
         " [0,2,1,3]> (vr) d = Shape <start = 3> (qt) df = Cast <to = 1> (d) r = Sqrt(df) a = MatMul(qt, kt)"
         " b = Div(a, r) p = Softmax <axis = -1> (b) z = MatMul(p, vt) zt = Transpose <perm = [0,2,1,3]> (z)"
@@ -38,8 +39,8 @@ SIZED = {
     "masks and zeros built from shapes": (
         "(float[N,T,4] x) => (float[N,T,3] y) <float[4,8] A, float[8,3] B, int64 o = {1}, int64 z = {0}, int64[1] e ="
         " {0}, int64 one = {1}> { h = MatMul(x, A) s = Shape(h) f = ConstantOfShape(s) t = Gather(s, one) r = Range(z,"
-        " t, o) m = Unsqueeze(r, w) p = Cast <to = 1> (m) v = Expand(p, s) g = Add(h, f) k = Mul(g, v) y = MatMul(k, B) }"
-        .replace("int64 one = {1}", "int64 one = {1}, int64[2] w = {0,2}"),
+        " t, o) m = Unsqueeze(r, w) p = Cast <to = 1> (m) v = Expand(p, s) g = Add(h, f) k = Mul(g, v) y = MatMul(k,"
+        " B) }".replace("int64 one = {1}", "int64 one = {1}, int64[2] w = {0,2}"),
         [(1, 3), (2, 6), (4, 11)],
     ),
 }  # fmt: skip
@@ -99,9 +100,9 @@ def test_names_of_sizes_that_are_cut_go() -> None:
 def test_a_count_of_entries_is_not_static() -> None:
     """How many entries are positive differs from input to input, though the model's sizes are all fixed."""
     text = (
-        "(float[6,4] x) => (float[M,3] y) <float[4,8] A, float[8,3] B, float one = {1.0}, int64[1] u = {1}, float zero ="
-        " {0.0}> { h = MatMul(x, A) g = Relu(h) f = ReduceSum <keepdims = 0> (x, u) c = Greater(f, zero) n = NonZero(c)"
-        " t = Transpose(n) s = Shape <end = 1> (t) w = Concat <axis = 0> (s, e) o = ConstantOfShape(w)"
+        "(float[6,4] x) => (float[M,3] y) <float[4,8] A, float[8,3] B, float one = {1.0}, int64[1] u = {1}, float"
+        " zero = {0.0}> { h = MatMul(x, A) g = Relu(h) f = ReduceSum <keepdims = 0> (x, u) c = Greater(f, zero)"
+        " n = NonZero(c) t = Transpose(n) s = Shape <end = 1> (t) w = Concat <axis = 0> (s, e) o = ConstantOfShape(w)"
         " p = Squeeze(t, u) k = Gather(g, p) r = Add(k, o) y = MatMul(r, B) }"
     ).replace("float one = {1.0}", "int64[1] e = {8}")
     state, result = pruned(build(text))
