@@ -385,7 +385,20 @@ def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
     except Exception:  # onnx raises InferenceError, ValueError, RuntimeError for one thing: it cannot tell
         return False
     facts.types.update(found)
+    if node.op_type in ("Slice", "Pad") and len(node.input) > 3:
+        _keep_other_axes(node, facts)
     return all(facts.shape(n) is not None or not _is_tensor(found.get(n)) for n in node.output if n)
+
+
+def _keep_other_axes(node: NodeProto, facts: Walk) -> None:
+    """Slice and Pad at places known only at run time: axes that they do not name keep their sizes."""
+    axes, shape, made = facts.values.get(node.input[3]), facts.shape(node.input[0]), facts.types.get(node.output[0])
+    if axes is None or shape is None or made is None or len(made.tensor_type.shape.dim) != len(shape):
+        return
+    named = {int(a) % len(shape) for a in axes.reshape(-1)}
+    for k, dim in enumerate(made.tensor_type.shape.dim):
+        if k not in named:
+            dim.dim_value = shape[k]
 
 
 def _by_contrib(node: NodeProto, facts: Walk) -> bool:
