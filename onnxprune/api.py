@@ -19,13 +19,13 @@ from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
 from onnxprune.graph import Graph, ModelLike, blaming, from_proto, load
 from onnxprune.inference import TypedGraph
-from onnxprune.manager import Cut, PassManager, PassResult, State, parse
-from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
+from onnxprune.manager import Cut, Pass, PassManager, PassResult, State, parse
+from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, AbsorbConstants
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sessions import Feeds, program
-from onnxprune.trace import batch_size, random_feeds, running_shapes
+from onnxprune.trace import batch_size, foreign_operators, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
@@ -138,8 +138,10 @@ def run(
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
-    lossless = budget is not None and budget.lossless
-    steps = parse(passes if passes is not None else LOSSLESS if lossless else DEFAULT, PASSES)
+    foreign = foreign_operators(graph)
+    check = check and not foreign
+    default = LOSSLESS if budget is not None and budget.lossless else DEFAULT
+    steps = parse(default if passes is None else passes, PASSES)
     with blaming(graph):
         shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
         state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
@@ -152,9 +154,15 @@ def run(
         report = _describe(graph, state, typed, results, batch)
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
+        if foreign:
+            report.notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
         if check and not dry_run:
             random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
-            _prove(report, graph, state.cuts, pruned, random, feeds, lossless, progress)
+            base = (
+                None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
+            )  # else its biases are other ones
+            exact = _is_lossless(steps, budget)
+            _prove(report, graph, base, state.cuts, pruned, random, feeds, exact, progress)
             progress("latency")
             report.latency_ms = latency.bench(
                 program(graph), program(pruned), (feeds or random)[0], bench_seconds, seed=seed
@@ -186,9 +194,17 @@ def _masks(cuts: Sequence[Cut]) -> dict[Dim, Any]:
     return {d: m for cut in cuts for d, m in bind(cut.plan, cut.typed).items()}
 
 
+def _is_lossless(steps: Sequence[Pass], budget: Budget | None) -> bool:
+    """Whether every cut of a pipeline is a lossless one."""
+    prunes = [s for s in steps if isinstance(s, Prune)]
+    from_call = budget is not None and budget.lossless
+    return bool(prunes) and all(s.lossless or (s == Prune() and from_call) for s in prunes)
+
+
 def _prove(
     report: Report,
     graph: Graph,
+    base: Graph | None,
     cuts: Sequence[Cut],
     pruned: Graph,
     random: list[Feeds],
@@ -196,7 +212,9 @@ def _prove(
     lossless: bool,
     progress: Progress,
 ) -> None:
-    """The surgery check, then the comparison with the original; GateError if the result must not be used."""
+    """The surgery check, against `base` with masks (the folded graph if None), then the comparison with the original;
+    GateError if the result must not be used.
+    """
     progress("running the original")
     inputs = feeds or random
     report.numerics_on = "data" if feeds else "random inputs"
@@ -206,7 +224,6 @@ def _prove(
         raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
     progress("surgery check")
     tried = random + _some(feeds, CHECK_SAMPLES)
-    base: Graph | None = None if lossless else graph
     verdict = SurgeryCheck(True, 0.0, TOLERANCE)
     for k, cut in enumerate(cuts):
         last = k == len(cuts) - 1
@@ -214,6 +231,8 @@ def _prove(
         found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
         verdict = max(verdict, found, key=lambda v: (not v.passed, v.max_rel_err))
     report.surgery_check = verdict
+    if not verdict.passed and verdict.max_rel_err <= verdict.tolerance:
+        raise GateError(f"the surgery check says nothing about {verdict.detail}; nothing was saved", report)
     if not verdict.passed:
         raise GateError(
             f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"

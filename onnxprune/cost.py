@@ -36,13 +36,21 @@ class Term:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """A sum of terms. Terms with one owner and equal value are one stored tensor, hence counted once."""
+    """A sum of terms. Terms of one owner are forms of one stored tensor: one while whole, several once cut."""
 
     terms: tuple[Term, ...]
 
     def at(self, sizes: Sizes) -> int:
         """Value when each dim keeps `sizes[dim]` units."""
-        return sum(value for _, value in {(t.owner, t.at(sizes)) for t in self.terms})
+        whole: dict[str, int] = {}
+        cut = 0
+        for term in self.terms:
+            value = term.at(sizes)
+            if value == term.at({}):
+                whole[term.owner] = value
+            else:
+                cut += value
+        return sum(whole.values()) + cut
 
     def shares(self) -> dict[Dim, int]:
         """For each dim, the part of the full value that carries it."""

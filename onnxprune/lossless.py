@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.constancy import Constancy
+from onnxprune.constancy import Constancy, constancy_of
 from onnxprune.dims import Dim, Mask, atoms, gather, keep, spread
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import real
@@ -28,7 +28,7 @@ def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> 
     """True for units that can go, shape (d.size,) for each candidate, in their order; the number that stays is a
     positive multiple of `step`, or all.
     """
-    constancy = Constancy(typed)
+    constancy = constancy_of(typed)
     gone = {d: np.ones(d.size, bool) for d in candidates}
     checks = [
         (i, read, {d for d in atoms(read.expr) if d in candidates})

@@ -26,6 +26,7 @@ from onnxprune.lossless import removable
 
 SCOPES = ("global", "local")
 VERSION = 1
+SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,29 @@ def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> d
         else (cost.params(typed), budget.params, "parameters")
     )
     assert wanted is not None
-    return masks(_solve(poly, wanted, name, counts))
+    gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), scores, budget.round_to)
+    return {d: ranked[d] >= n for d, n in gone.items()}
+
+
+def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores: Scores, step: int) -> dict[Dim, int]:
+    """Where the last cut was a coarse one (a head, a direction) and overshot, units go back while the budget holds:
+    dims in the order of the score of the best unit that they lost, each as far as it can.
+    """
+    limit = wanted * poly.at({})
+
+    def fits(counts: dict[Dim, int]) -> bool:
+        return poly.at({d: d.size - n for d, n in counts.items()}) <= limit
+
+    if poly.at({d: d.size - n for d, n in gone.items()}) >= SLACK * limit:
+        return gone
+    relative = {d: np.sort(scores[d] / (scores[d].mean() or 1.0)) for d, n in gone.items() if n}
+    for d in sorted(relative, key=lambda d: -relative[d][gone[d] - 1]):
+        low, high = 0, gone[d]  # the fewest that must go
+        while low < high:
+            mid = (low + high) // 2
+            low, high = (low, mid) if fits({**gone, d: _rounded(d.size, mid, step)}) else (mid + 1, high)
+        gone = {**gone, d: _rounded(d.size, high, step)}
+    return gone
 
 
 def _counter(scores: Scores, dims: list[Dim], budget: Budget) -> Callable[[float], dict[Dim, int]]:

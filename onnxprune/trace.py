@@ -30,6 +30,9 @@ from onnxprune.sessions import Feeds, program, run, session, watched
 Shape = tuple[int, ...]
 MAX_INPUT_ELEMENTS = 2**26  # made up at random: half a gigabyte while it is drawn
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
+KNOWN_DOMAINS = frozenset(
+    ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.preview")
+)
 # Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
 BATCH_SIZES = (2, 3)
 LENGTH_SIZES = (
@@ -113,13 +116,15 @@ def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
     works.
     """
     first, second, facts = min(_attempts(graph, shapes or {}), key=lambda a: len(a[2].failed))
-    complete(graph, first, facts)
+    told = complete(graph, first, facts)
     other = facts
     if first.shapes != second.shapes:
         other = walk(graph, second)
         if len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
-        complete(graph, second, other)
+        told = complete(graph, second, other)
+    if told:
+        other = walk(graph, second, told, longer=True)
     known, others = dict(_shapes(facts)), dict(_shapes(other))
     dtypes = {n: t.tensor_type.elem_type for n, t in facts.types.items() if t.HasField("tensor_type")}
     return Trace(first, second, known, others, facts.values, other.values, dtypes)
@@ -132,6 +137,13 @@ def _attempts(graph: Graph, shapes: Mapping[str, Shape]) -> Iterator[tuple[Bindi
         yield first, second, facts
         if not facts.failed or first.shapes == second.shapes:
             return
+
+
+def foreign_operators(graph: Graph) -> list[str]:
+    """Operators of domains that ONNX Runtime does not bring along, as `domain.Operator`; model functions are none."""
+    functions = {(f.domain, f.name) for f in graph.shell.functions}
+    found = {(n.domain, n.op_type) for n in graph.nodes if n.domain not in KNOWN_DOMAINS} - functions
+    return sorted(f"{domain}.{name}" for domain, name in found)
 
 
 def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
@@ -208,9 +220,9 @@ def batch_size(graph: Graph, binding: Binding) -> int:
     return firsts.pop() if free and len(firsts) == 1 else 1
 
 
-def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None) -> Walk:
+def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None, longer: bool = False) -> Walk:
     """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
-    `failed`, and have the types that are `told`.
+    `failed`, and have the types that are `told` (`longer`: with open axes one longer than told).
     """
     facts = Walk()
     for value in graph.shell.graph.input:
@@ -224,7 +236,9 @@ def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = 
             continue
         if not _by_value(graph, node, facts) and not _by_type(graph, node, facts):
             facts.failed.append(i)
-            facts.types.update({n: told[n] for n in node.output if told and n in told})
+            for n in node.output if told else ():
+                if told and n in told:
+                    facts.types[n] = _one_longer(told[n], facts.types.get(n)) if longer else told[n]
     return facts
 
 
@@ -308,7 +322,7 @@ def _control_types(
     results = given[inputs:]
     if node.op_type == "If":
         pairs = zip(results[:count], results[count:], strict=False)
-        return [a if a is not None and b is not None and a == b else None for a, b in pairs]
+        return [_either(a, b) for a, b in pairs]
     states = inputs - (2 if node.op_type == "Loop" else own.get("num_scan_inputs", 0))
     inner = results[1:] if node.op_type == "Loop" else results
     if node.op_type == "Loop":
@@ -321,6 +335,22 @@ def _control_types(
         length = shape[axis] if shape else None
         axes = own.get("scan_output_axes", [0] * count)
     return [t if k < states else _with_axis(t, axes[k - states], length) for k, t in enumerate(inner[:count])]
+
+
+def _either(a: TypeProto | None, b: TypeProto | None) -> TypeProto | None:
+    """The type of a tensor that is one of two: sizes on which both agree, the others open."""
+    known = a if a is not None else b
+    if known is None or not known.tensor_type.HasField("shape"):
+        return None
+    made = TypeProto()
+    made.CopyFrom(known)
+    others = b.tensor_type.shape.dim if a is not None and b is not None else ()
+    if a is not None and b is not None and len(others) != len(made.tensor_type.shape.dim):
+        return None
+    for k, dim in enumerate(made.tensor_type.shape.dim):
+        if not others or others[k] != dim:
+            dim.Clear()
+    return made
 
 
 def _without_axis(kind: TypeProto | None, axis: int) -> TypeProto | None:
@@ -365,7 +395,20 @@ def _by_type(graph: Graph, node: NodeProto, facts: Walk) -> bool:
     except Exception:  # onnx raises InferenceError, ValueError, RuntimeError for one thing: it cannot tell
         return False
     facts.types.update(found)
+    if node.op_type in ("Slice", "Pad") and len(node.input) > 3:
+        _keep_other_axes(node, facts)
     return all(facts.shape(n) is not None or not _is_tensor(found.get(n)) for n in node.output if n)
+
+
+def _keep_other_axes(node: NodeProto, facts: Walk) -> None:
+    """Slice and Pad at places known only at run time: axes that they do not name keep their sizes."""
+    axes, shape, made = facts.values.get(node.input[3]), facts.shape(node.input[0]), facts.types.get(node.output[0])
+    if axes is None or shape is None or made is None or len(made.tensor_type.shape.dim) != len(shape):
+        return
+    named = {int(a) % len(shape) for a in axes.reshape(-1)}
+    for k, dim in enumerate(made.tensor_type.shape.dim):
+        if k not in named:
+            dim.dim_value = shape[k]
 
 
 def _by_contrib(node: NodeProto, facts: Walk) -> bool:
@@ -392,18 +435,18 @@ def _operand(value: NDArray[Any]) -> TensorProto:
     return numpy_helper.from_array(np.array(value, order="C"))
 
 
-def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
-    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them. Quietly leaves what does
-    not run.
+def complete(graph: Graph, binding: Binding, facts: Walk) -> dict[str, TypeProto]:
+    """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them; returns what it told.
+    Quietly leaves what does not run.
     """
     if not facts.failed:
-        return
+        return {}
     inner = inner_names(graph.nodes)
     unknown = [n for node in graph.nodes for n in node.output if n and n not in inner and facts.shape(n) is None]
     try:
         made = run(program(watched(graph, unknown)), random_feeds(graph, binding), unknown)
     except Exception:  # sizes that the model refuses, custom operators, sequences: the tensors stay unknown
-        return
+        return {}
     told = {
         n: helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
         for n, a in made.items()
@@ -412,6 +455,21 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> None:
     again = walk(graph, binding, told)
     facts.types.update({**told, **again.types})
     facts.values.update(again.values)
+    return told
+
+
+def _one_longer(told: TypeProto, inferred: TypeProto | None) -> TypeProto:
+    """A shape that one run told, for the second walk: axes that inference leaves open (how many entries are not zero,
+    how many boxes are found) may have another size in the next run, so they get one.
+    """
+    if inferred is None or not inferred.tensor_type.HasField("shape"):
+        return told
+    made = TypeProto()
+    made.CopyFrom(told)
+    dims = inferred.tensor_type.shape.dim
+    for dim, known in zip(made.tensor_type.shape.dim, dims, strict=False):
+        dim.dim_value += not known.HasField("dim_value")
+    return made
 
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:

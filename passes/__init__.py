@@ -11,4 +11,4 @@ PASSES = (InlineFunctions, FoldConstants, DropZeroStates, RemoveDead, AbsorbCons
 PREPARE = "inline-functions,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
-__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE"]
+__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants"]

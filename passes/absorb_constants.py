@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from onnxprune.constancy import Constancy
+from onnxprune.constancy import Constancy, constancy_of
 from onnxprune.dims import Dim, Expr, atoms, is_frozen, spread
 from onnxprune.graph import FLOATS, Graph, attributes
 from onnxprune.inference import TypedGraph
@@ -32,7 +32,7 @@ class AbsorbConstants:
 
     def run(self, state: State) -> Graph:
         typed = state.typed
-        constancy = Constancy(typed)
+        constancy = constancy_of(typed)
         nodes: list[NodeProto] = []
         tensors: dict[str, TensorProto] = dict(typed.graph.tensors)
         for i, node in enumerate(typed.graph.nodes):

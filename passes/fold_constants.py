@@ -132,7 +132,7 @@ def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
         if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or outputs & set(node.output):
             continue
         values = {o: state.facts.static(o) for o in node.output if o}
-        given = sum(state.facts.values[n].size for n in node.input if n in state.facts.values)
+        given = sum(state.facts.values[n].size for n in node.input if n in graph.constants and n in state.facts.values)
         if all(v is not None and v.size <= max(SMALL_ELEMENTS, given) for v in values.values()):
             found.update({n: v for n, v in values.items() if v is not None})
     return found

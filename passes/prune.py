@@ -294,6 +294,8 @@ class _Surgeon:
             mask = self.kept(e)
             if not mask.all() and dim.HasField("dim_value"):
                 dim.dim_value = int(mask.sum())
+            elif not mask.all():  # a name like `4*batch` would tie it to tensors that are not cut
+                dim.ClearField("dim_param")
         return True
 
     def _shell(self) -> ModelProto:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from functools import partial
 
 from onnxprune.dims import ONE, Expr
+from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
 
 
@@ -16,6 +17,8 @@ def batch_normalization(node: Node) -> None:
 
     In training mode the statistics are taken over the other axes, which are frozen.
     """
+    if not node.attr("spatial", 1):
+        raise Barrier("barrier", "BatchNormalization with statistics for each position")
     x = node.axes(0)
     channel = x[1] if len(x) > 1 else ONE
     if node.attr("training_mode", 0):
