@@ -224,12 +224,14 @@ def _prove(
         raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
     progress("surgery check")
     tried = random + _some(feeds, CHECK_SAMPLES)
-    verdict = SurgeryCheck(True, 0.0, TOLERANCE)
+    verdicts = []
     for k, cut in enumerate(cuts):
         last = k == len(cuts) - 1
         made = pruned if last else cut.result
         found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
-        verdict = max(verdict, found, key=lambda v: (not v.passed, v.max_rel_err))
+        verdicts.append(found)
+    passed = SurgeryCheck(True, 0.0, TOLERANCE)  # of a pipeline that cuts nothing
+    verdict = max(verdicts, key=lambda v: (not v.passed, v.max_rel_err), default=passed)
     report.surgery_check = verdict
     if not verdict.passed and verdict.max_rel_err <= verdict.tolerance:
         raise GateError(f"the surgery check says nothing about {verdict.detail}; nothing was saved", report)
