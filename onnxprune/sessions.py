@@ -1,13 +1,14 @@
 """Running a model in ONNX Runtime: one plain CPU session that prints nothing.
 
 A model too large to be one piece is given as a `Program`: its bytes without the large constants, and these beside it as
-arrays, mapped from the file that they are in.
+arrays, or left in the file that they are in, which ONNX Runtime maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
@@ -15,18 +16,20 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from onnxprune.graph import Graph
-from onnxprune.storage import PLAIN, stored_bytes
+from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 
 Feeds = dict[str, NDArray[Any]]
+FOLDER = "session.model_external_initializers_file_folder_path"  # where a model from memory has its external data
 
 
 @dataclass(frozen=True)
 class Program:
-    """A serialised model, and the constants that it leaves to be given."""
+    """A serialised model, the constants that it leaves to be given, and the folder of its external data."""
 
     model: bytes
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 Runnable = ModelProto | bytes | Program
@@ -37,17 +40,24 @@ def program(graph: Graph) -> Program:
     if not graph.is_large:
         return Program(serialize(graph.to_proto()))
     apart = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
-    hollow = {n: _elsewhere(t) for n, t in apart.items()}
+    hollow = {n: _elsewhere(t, graph.sources.get(n)) for n, t in apart.items()}
     rest = graph.replace(tensors={**graph.tensors, **hollow}, sources={})
     left = {n: graph.tensor(n) for n in graph.sources if n not in apart}
     model = rest.replace(tensors={**rest.tensors, **left}).skeleton()
-    return Program(serialize(model), {n: graph.view(n) for n in apart})
+    in_files = {n: s.file for n, s in graph.sources.items() if isinstance(s, External)}
+    folder = next((f.folder for f in in_files.values()), None)
+    return Program(serialize(model), {n: graph.view(n) for n in apart if n not in in_files}, folder)
 
 
-def _elsewhere(tensor: TensorProto) -> TensorProto:
+def _elsewhere(tensor: TensorProto, source: Source | None) -> TensorProto:
+    """The constant without its data: in its file, which ONNX Runtime maps, or to be given."""
     made = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     made.data_location = TensorProto.EXTERNAL
-    made.external_data.add(key="location", value="given")
+    place: dict[str, object] = {"location": "given"}
+    if isinstance(source, External):
+        place = {"location": source.file.location, "offset": source.offset, "length": source.length}
+    for key, value in place.items():
+        made.external_data.add(key=key, value=str(value))
     return made
 
 
@@ -57,6 +67,8 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]
     def __init__(self, program: Program, options: ort.SessionOptions) -> None:
         values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in program.tensors.items()}
         self.held = values, program.tensors
+        if program.folder is not None:
+            options.add_session_config_entry(FOLDER, str(program.folder.resolve()))
         if values:
             options.add_external_initializers(list(values), list(values.values()))
         super().__init__(program.model, options, providers=["CPUExecutionProvider"], enable_fallback=0)

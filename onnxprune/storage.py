@@ -41,8 +41,10 @@ OPEN_FILES = 16  # more files than this are opened when they are read
 class DataFile:
     """A file of external data. `keep` holds it open, so that it can be read even if its name is gone by then."""
 
-    def __init__(self, path: Path, keep: bool) -> None:
-        self.path, self.size = path, path.stat().st_size
+    def __init__(self, folder: Path, location: str, keep: bool) -> None:
+        self.folder, self.location, self.path = folder, location, folder / location
+        path = self.path
+        self.size = path.stat().st_size
         self._open: int | None = None
         self._shared: weakref.ref[mmap.mmap] | None = None
         if keep:
@@ -50,7 +52,7 @@ class DataFile:
             weakref.finalize(self, os.close, self._open)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DataFile, (self.path, False)
+        return DataFile, (self.folder, self.location, False)
 
     def read(self, offset: int, length: int, shared: bool = False) -> memoryview:
         """A range of bytes, as a mapping of its own or of the whole file, which all that share it hold in memory."""
@@ -209,7 +211,7 @@ def open_external(model: ModelProto, path: Path) -> tuple[dict[str, Source], tup
     try:
         entries = [(t, onnx.external_data_helper.ExternalDataInfo(t)) for t in found]
         places = {e.location: _place(t, e.location, path.parent) for t, e in entries}
-        files = {n: DataFile(p, len(places) <= OPEN_FILES) for n, p in places.items()}
+        files = {n: DataFile(path.parent, n, len(places) <= OPEN_FILES) for n in places}
         sources: dict[str, Source] = {}
         for t, entry in entries:
             source = _range(t, entry, files[entry.location])

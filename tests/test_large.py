@@ -235,7 +235,7 @@ def test_ranges_of_a_file(tmp_path: Path) -> None:
     data = np.arange(20_000, dtype=np.uint8).tobytes()
     (tmp_path / "d").write_bytes(data)
     for keep in (True, False):
-        file = DataFile(tmp_path / "d", keep)
+        file = DataFile(tmp_path, "d", keep)
         for start, length in ((0, 20_000), (4096, 10), (4097, 5000), (19_999, 1), (7, 0)):
             assert file.read(start, length) == file.read(start, length, shared=True) == data[start : start + length]
 
