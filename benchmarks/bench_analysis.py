@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxprune.graph import from_proto, load
+from onnxprune.graph import from_proto
 from onnxprune.inference import infer
+from onnxprune.reading import load
 from onnxprune.trace import trace
 
 BLOCKS, WIDTH, TOKENS, HEADS = 330, 64, 16, 4

@@ -23,14 +23,15 @@ from onnxprune import api, operators
 from onnxprune.config import read_config
 from onnxprune.data import load_feeds
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, blaming, load
+from onnxprune.feeds import Binding, random_feeds, running_shapes
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
+from onnxprune.reading import blaming, load
 from onnxprune.report import terminal
 from onnxprune.sessions import Feeds, Runnable, program
-from onnxprune.trace import Binding, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.version import __version__
 from onnxprune.writing import write_atomic

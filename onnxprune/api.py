@@ -17,15 +17,16 @@ from onnxprune import cost
 from onnxprune.data import DataLike, load_feeds
 from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
-from onnxprune.graph import Graph, ModelLike, blaming, from_proto, load
+from onnxprune.feeds import batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, Pass, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, AbsorbConstants
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
+from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sessions import Feeds, program
-from onnxprune.trace import batch_size, foreign_operators, random_feeds, running_shapes
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 

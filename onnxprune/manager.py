@@ -20,11 +20,12 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.errors import InputError, OnnxPruneError
+from onnxprune.feeds import Shape
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan
 from onnxprune.sessions import program, session
-from onnxprune.trace import Shape, Trace, trace
+from onnxprune.trace import Trace, trace
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ data-dependent sizes) come from one ONNX Runtime run, and are only asked for whe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,44 +19,13 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune import contrib
-from onnxprune.errors import InputError
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
+from onnxprune.feeds import Binding, Shape, bindings, random_feeds
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
-from onnxprune.graph import FLOATS, Graph, attributes, operator
-from onnxprune.sessions import Feeds, program, run, session, watched
+from onnxprune.graph import FLOATS, Graph, attributes
+from onnxprune.sessions import program, run, watched
 
-Shape = tuple[int, ...]
-MAX_INPUT_ELEMENTS = 2**26  # made up at random: half a gigabyte while it is drawn
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
-KNOWN_DOMAINS = frozenset(
-    ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc", "ai.onnx.preview")
-)
-# Sizes tried for symbolic axes, two bindings each. Odd primes first: shared factors may align by accident.
-BATCH_SIZES = (2, 3)
-LENGTH_SIZES = (
-    (11, 13),
-    (16, 24),
-    (32, 48),
-    (64, 80),
-    (128, 160),
-    (256, 288),
-    (512, 544),
-    (8, 12),
-    (10, 14),
-    (20, 28),
-    (7, 9),
-    (5, 6),
-    (100, 120),
-    (1, 1),
-)
-IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
-
-
-@dataclass(frozen=True)
-class Binding:
-    """Concrete input shapes by input name."""
-
-    shapes: Mapping[str, Shape]
 
 
 @dataclass
@@ -139,85 +106,10 @@ def _attempts(graph: Graph, shapes: Mapping[str, Shape]) -> Iterator[tuple[Bindi
             return
 
 
-def foreign_operators(graph: Graph) -> list[str]:
-    """Operators of domains that ONNX Runtime does not bring along, as `domain.Operator`; model functions are none."""
-    functions = {(f.domain, f.name) for f in graph.shell.functions}
-    found = {(n.domain, n.op_type) for n in graph.nodes if n.domain not in KNOWN_DOMAINS} - functions
-    return sorted(f"{domain}.{name}" for domain, name in found)
-
-
-def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
-    """Input shapes at which ONNX Runtime runs the model; InputError with its message if none of those tried does."""
-    made, message = None, ""
-    try:
-        made = session(program(graph))
-    except Exception as error:
-        raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
-    for first, _ in bindings(graph, {}):
-        try:
-            made.run(None, random_feeds(graph, first, seed))
-            return dict(first.shapes)
-        except Exception as error:  # these sizes do not fit; the next may
-            message = message or str(error)
-    raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {message}")
-
-
 def _shapes(facts: Walk) -> Iterator[tuple[str, Shape]]:
     for name in facts.types:
         if (shape := facts.shape(name)) is not None:
             yield name, shape
-
-
-def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding]]:
-    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
-    free = any(not d.dim_value for v in graph.inputs for d in v.type.tensor_type.shape.dim)
-    attempts = max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if free else 1
-    for attempt, states in product(range(attempts), (False, True) if _has_states(graph) else (False,)):
-        sizes: dict[str, tuple[int, int]] = {}
-        pair: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
-        for value in graph.inputs:
-            dims = value.type.tensor_type.shape.dim
-            state = states and _is_state(value)
-            picked = [_pick(value.name, axis, len(dims), dim, attempt, sizes, state) for axis, dim in enumerate(dims)]
-            if value.name in known:
-                picked = [
-                    (n, n if a == b else n + (b - a)) for n, (a, b) in zip(known[value.name], picked, strict=False)
-                ]
-            for k in (0, 1):
-                pair[k][value.name] = tuple(p[k] for p in picked)
-        yield Binding(pair[0]), Binding(pair[1])
-
-
-def _has_states(graph: Graph) -> bool:
-    return any(map(_is_state, graph.inputs))
-
-
-def _is_state(value: onnx.ValueInfoProto) -> bool:
-    """An input like (layers, ?, hidden): its nameless axis may be the batch."""
-    dims = value.type.tensor_type.shape.dim
-    return len(dims) > 1 and dims[0].dim_value > 0 and any(not d.dim_value and not d.dim_param for d in dims)
-
-
-def _pick(
-    name: str, axis: int, rank: int, dim: Any, attempt: int, sizes: dict[str, tuple[int, int]], state: bool
-) -> tuple[int, int]:
-    if dim.HasField("dim_value") and dim.dim_value > 0:
-        return dim.dim_value, dim.dim_value
-    if axis == 0 or (state and not dim.dim_param):
-        picked = BATCH_SIZES
-    else:
-        table = IMAGE_SIZES if rank >= 4 else LENGTH_SIZES
-        picked = table[min(attempt, len(table) - 1)]
-    return sizes.setdefault(dim.dim_param or f"{name}.{axis}", picked)
-
-
-def batch_size(graph: Graph, binding: Binding) -> int:
-    """The traced size of a batch axis that is free and first in every input, else 1: what per-sample figures are
-    divided by.
-    """
-    firsts = {binding.shapes[v.name][0] for v in graph.inputs if binding.shapes[v.name]}
-    free = all(v.type.tensor_type.shape.dim and not v.type.tensor_type.shape.dim[0].dim_value for v in graph.inputs)
-    return firsts.pop() if free and len(firsts) == 1 else 1
 
 
 def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = None, longer: bool = False) -> Walk:
@@ -470,66 +362,3 @@ def _one_longer(told: TypeProto, inferred: TypeProto | None) -> TypeProto:
     for dim, known in zip(made.tensor_type.shape.dim, dims, strict=False):
         dim.dim_value += not known.HasField("dim_value")
     return made
-
-
-def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
-    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length
-    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds,
-        a one first).
-    """
-    rng = np.random.default_rng(seed)
-    draw = rng.random if seed % 2 else rng.standard_normal
-    feeds: Feeds = {}
-    for value in graph.inputs:
-        kind = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        shape = binding.shapes[value.name]
-        if math.prod(shape) > MAX_INPUT_ELEMENTS:
-            raise InputError(f"input {value.name!r} of shape {list(shape)} is too large for random inputs: give data")
-        if kind.kind in "iub":
-            feeds[value.name] = _whole_numbers(graph, value.name, shape, rng, bool(seed % 2)).astype(kind)
-        elif kind.kind == "O":
-            feeds[value.name] = np.full(shape, "a", object)
-        else:
-            feeds[value.name] = np.asarray(draw(shape)).astype(kind)
-    return feeds
-
-
-def _whole_numbers(graph: Graph, name: str, shape: Shape, rng: np.random.Generator, mixed: bool) -> NDArray[Any]:
-    limit, known = _whole_use(graph, name)
-    if limit:
-        return rng.integers(0, limit, shape)
-    if known:
-        return np.full(shape, known[0])
-    drawn = rng.integers(0, 2, shape) if mixed else np.ones(shape, np.int64)
-    if drawn.ndim:
-        drawn[..., :1] = 1  # a mask that hides everything says nothing
-    return np.asarray(drawn)
-
-
-def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
-    """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0:
-    none), and the constants that it is compared with.
-    """
-    limit, todo, seen = 0, [name], {name}
-    known: list[int] = []
-    while todo:
-        for i, j in graph.consumers.get(todo.pop(), []):
-            node = graph.nodes[i]
-            table = _INDEXED.get(operator(node), {}).get(j)
-            if table is not None and node.input[table] in graph.constants:
-                length = graph.constants[node.input[table]].dims[attributes(node).get("axis", 0)]
-                limit = min(limit, length) if limit else length
-            elif node.op_type == "Equal" and node.input[1 - j] in graph.constants:
-                known += [int(v) for v in graph.array(node.input[1 - j]).reshape(-1)[:1]]
-            elif node.op_type in _MOVES and j == 0:
-                todo.extend(n for n in node.output if n not in seen)
-                seen.update(node.output)
-    return limit, known
-
-
-_INDEXED = {  # operator: its inputs that are indices, and the table that they index
-    "Gather": {1: 0},
-    "com.microsoft.EmbedLayerNormalization": {0: 2, 1: 4, 8: 3},
-    "com.microsoft.RotaryEmbedding": {1: 2},
-}
-_MOVES = frozenset(("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"))

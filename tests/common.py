@@ -19,10 +19,12 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.dims import Dim, Mask, atoms, frozen_reason, keep
-from onnxprune.graph import load
+from onnxprune.feeds import random_feeds
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.passes.prune import cut
-from onnxprune.trace import Feeds, random_feeds, trace
+from onnxprune.reading import load
+from onnxprune.sessions import Feeds
+from onnxprune.trace import trace
 from onnxprune.validate.surgery_check import surgery_check
 
 RANDOM_PLANS = 2

@@ -15,13 +15,15 @@ import pytest
 
 import onnxprune
 from onnxprune import GateError, InputError, Plan, api, cost
-from onnxprune.graph import load, outline, serialize
+from onnxprune.feeds import batch_size
+from onnxprune.graph import outline
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import bind
-from onnxprune.trace import batch_size
+from onnxprune.reading import load
 from onnxprune.validate.surgery_check import SurgeryCheck
+from onnxprune.writing import serialize
 from tests.common import build
 
 FOLDER = Path(__file__).resolve().parent.parent / "models"

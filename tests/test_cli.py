@@ -24,8 +24,8 @@ from onnx import TensorProto
 import onnxprune
 from onnxprune import api
 from onnxprune.__main__ import main
-from onnxprune.graph import load
 from onnxprune.plan import Plan
+from onnxprune.reading import load
 from onnxprune.validate.surgery_check import SurgeryCheck
 from tests.common import build
 

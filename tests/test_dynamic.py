@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.graph import load
+from onnxprune.feeds import Binding, random_feeds, running_shapes
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import Budget, bind
-from onnxprune.trace import Binding, random_feeds, running_shapes
+from onnxprune.reading import load
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build
 

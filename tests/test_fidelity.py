@@ -11,10 +11,12 @@ import pytest
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
 import onnxprune
-from onnxprune.graph import load, outline, serialize
+from onnxprune.graph import outline
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, PREPARE
 from onnxprune.plan import Plan
+from onnxprune.reading import load
+from onnxprune.writing import serialize
 from tests.common import build
 
 FOLDER = Path(__file__).resolve().parent.parent / "models"

@@ -15,7 +15,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import graph as graphs
 from onnxprune import writing
 from onnxprune.errors import InputError
-from onnxprune.graph import load, outline, save, serialize, write_atomic
+from onnxprune.graph import outline, save
+from onnxprune.reading import load
+from onnxprune.writing import serialize, write_atomic
 from tests.common import build
 
 TEXT = """(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B> {

@@ -20,10 +20,11 @@ from onnxprune import storage, writing
 from onnxprune.__main__ import main
 from onnxprune.api import PruneResult, run
 from onnxprune.errors import InputError
-from onnxprune.graph import load, serialize
 from onnxprune.plan import Budget
+from onnxprune.reading import load
 from onnxprune.sessions import program, session
 from onnxprune.storage import DataFile, External
+from onnxprune.writing import serialize
 from tests.common import build
 
 TEXT = """(float[N,40] x) => (float[N,3] y) <float[40,60] A, float[60] b, float[60,60] C, float[60,3] D> {

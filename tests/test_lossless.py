@@ -14,11 +14,12 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
-from onnxprune.graph import load
+from onnxprune.feeds import random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import LOSSLESS, PASSES
 from onnxprune.plan import Budget
-from onnxprune.trace import random_feeds, run
+from onnxprune.reading import load
+from onnxprune.sessions import run
 from onnxprune.validate.surgery_check import relative_error
 from tests.common import build, image, tokens, vector
 

@@ -10,12 +10,13 @@ import pytest
 from onnx import NodeProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph, load
+from onnxprune.graph import Graph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.reading import load
 from tests.common import build
 
 TEXT = "(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) r = Relu(h) y = MatMul(r, B) }"

@@ -16,14 +16,15 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from onnxprune.api import prune, run
 from onnxprune.criteria import l2
-from onnxprune.graph import Graph, load, outline
+from onnxprune.graph import Graph, outline
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.passes.prune import cut
 from onnxprune.plan import Budget, bind, make_plan
 from onnxprune.quantization import operands, real
-from onnxprune.trace import session
+from onnxprune.reading import load
+from onnxprune.sessions import session
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build, typed_model
 

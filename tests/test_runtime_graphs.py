@@ -10,11 +10,12 @@ import onnxruntime as ort
 import pytest
 
 import onnxprune
-from onnxprune.graph import load
+from onnxprune.feeds import random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import Budget, bind
-from onnxprune.trace import random_feeds, run
+from onnxprune.reading import load
+from onnxprune.sessions import run
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build, check_cut, feeds_for, plans, typed_model
 

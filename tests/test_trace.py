@@ -10,16 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import load
-from onnxprune.trace import (
-    IMAGE_SIZES,
-    LENGTH_SIZES,
-    batch_size,
-    bindings,
-    random_feeds,
-    running_shapes,
-    trace,
-)
+from onnxprune.feeds import IMAGE_SIZES, LENGTH_SIZES, batch_size, bindings, random_feeds, running_shapes
+from onnxprune.reading import load
+from onnxprune.trace import trace
 from tests.common import build
 
 FIRST_LENGTH, FIRST_IMAGE = LENGTH_SIZES[0], IMAGE_SIZES[0]

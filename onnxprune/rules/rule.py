@@ -19,8 +19,9 @@ from onnx import NodeProto
 
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, resolve
 from onnxprune.errors import Barrier
+from onnxprune.feeds import Shape
 from onnxprune.graph import attributes
-from onnxprune.trace import Shape, Trace
+from onnxprune.trace import Trace
 
 Axes = list[Expr]
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
+from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import rounds
 from onnxprune.sessions import Feeds, Program, program, session, watched
-from onnxprune.trace import random_feeds
 from onnxprune.validate.masked import masked_original
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more

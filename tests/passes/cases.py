@@ -8,10 +8,14 @@ import numpy as np
 import onnx
 from onnx import ModelProto
 
-from onnxprune.graph import Graph, load, outline, serialize
+from onnxprune.feeds import random_feeds
+from onnxprune.graph import Graph, outline
 from onnxprune.manager import PassManager, PassResult, State, parse
 from onnxprune.passes import PASSES
-from onnxprune.trace import random_feeds, run, trace
+from onnxprune.reading import load
+from onnxprune.sessions import run
+from onnxprune.trace import trace
+from onnxprune.writing import serialize
 from tests.common import build
 
 

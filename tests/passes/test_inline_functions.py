@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import pytest
 
-from onnxprune.graph import load
+from onnxprune.reading import load
 from tests.passes.cases import lines, passed, same_outputs
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21, "my" : 1]> main'

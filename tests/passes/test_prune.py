@@ -10,11 +10,12 @@ import pytest
 
 import onnxprune
 from onnxprune.errors import InputError
-from onnxprune.graph import load, outline
+from onnxprune.graph import outline
 from onnxprune.manager import State, parse
 from onnxprune.passes import PASSES
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Plan
+from onnxprune.reading import load
 from tests.common import build, typed_model
 from tests.passes.cases import lines, passed
 

@@ -9,11 +9,12 @@ from random import Random
 import pytest
 
 from onnxprune.dims import REASONS
-from onnxprune.graph import load, outline
+from onnxprune.graph import outline
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.passes.prune import cut
 from onnxprune.plan import Budget, bind
+from onnxprune.reading import load
 from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate
 from onnxprune.validate.surgery_check import surgery_check
