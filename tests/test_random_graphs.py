@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -220,7 +220,6 @@ def random_model(rng: Random) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
-@settings(max_examples=60)
 @given(SEEDS)
 def test_what_is_free_can_be_cut(seed: int) -> None:
     model = random_model(Random(seed))
@@ -230,7 +229,6 @@ def test_what_is_free_can_be_cut(seed: int) -> None:
         check_cut(typed, masks)
 
 
-@settings(max_examples=100)
 @given(SEEDS)
 def test_lossless_changes_nothing(seed: int) -> None:
     rng = Random(seed)
