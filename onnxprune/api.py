@@ -32,7 +32,7 @@ from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_e
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
 NUMERIC_SAMPLES = 256  # for the comparison with the original
-RANDOM_FEEDS = 2
+RANDOM_FEEDS = 2  # one of each kind
 Progress = Callable[[str], None]
 
 

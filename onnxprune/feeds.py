@@ -136,8 +136,8 @@ def batch_size(graph: Graph, binding: Binding) -> int:
 
 def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
     """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length
-    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds,
-        a one first).
+    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds, a one
+    first).
     """
     rng = np.random.default_rng(seed)
     draw = rng.random if seed % 2 else rng.standard_normal

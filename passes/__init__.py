@@ -6,9 +6,10 @@ from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.passes.take_branches import TakeBranches
 
-PASSES = (InlineFunctions, FoldConstants, DropZeroStates, RemoveDead, AbsorbConstants, Prune)
-PREPARE = "inline-functions,fold-constants,drop-zero-states,remove-dead"
+PASSES = (InlineFunctions, TakeBranches, FoldConstants, DropZeroStates, RemoveDead, AbsorbConstants, Prune)
+PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
 __all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants"]

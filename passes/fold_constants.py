@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
-from onnxprune.flow import BODY, ENTER, INPUTS, LEAVE, OWNER, attribute
-from onnxprune.graph import Graph, attributes, captured
+from onnxprune.graph import Graph, captured
 from onnxprune.manager import State
 from onnxprune.sessions import run
 from onnxprune.storage import tensor
@@ -37,7 +36,7 @@ class FoldConstants:
     keeps_facts: ClassVar[bool] = True
 
     def run(self, state: State) -> Graph:
-        graph = _without_aliases(_taken_branches(state))
+        graph = _without_aliases(state.graph)
         values = _known_values(graph, state)
         values |= _computed(graph, values, state)
         if not values:
@@ -52,49 +51,6 @@ class FoldConstants:
         stored = {n: tensor(n, a) for n, a in values.items() if n in used}
         made = {o for node in nodes for o in node.output}
         return graph.replace(nodes, {**graph.tensors, **{n: t for n, t in stored.items() if n not in made}})
-
-
-def _taken_branches(state: State) -> Graph:
-    """An If whose condition is known is replaced by the branch that it takes."""
-    graph = state.graph
-    taken: dict[str, str] = {}
-    for node in graph.nodes:
-        cond = (
-            state.facts.static(node.input[0]) if node.op_type == "If" and attribute(node, OWNER) is not None else None
-        )
-        if cond is not None and cond.size == 1:
-            taken[attributes(node)[OWNER].decode()] = "then_branch" if cond.item() else "else_branch"
-    if not taken:
-        return graph
-    nodes: list[NodeProto] = []
-    skipping = 0
-    for node in graph.nodes:
-        own = attributes(node) if node.op_type in (ENTER, LEAVE, "If") else {}
-        branch = taken.get(own[OWNER].decode()) if OWNER in own else None
-        other = branch is not None and node.op_type != "If" and own[BODY].decode() != branch
-        skipping += other and node.op_type == ENTER
-        if not skipping:
-            nodes += [node] if branch is None else _straight(node, own, branch)
-        skipping -= other and node.op_type == LEAVE
-    return graph.replace(nodes)
-
-
-def _straight(node: NodeProto, own: dict[str, Any], branch: str) -> list[NodeProto]:
-    """What is left of a bracket of the branch that is taken, or of its If: plain identities."""
-    if node.op_type == ENTER:
-        return []
-    count = len(node.output)
-    first = 1 if node.op_type == LEAVE else own[INPUTS]
-    if node.op_type == "If" and not _is_first(node, own, branch):
-        first += count
-    pairs = zip(node.input[first : first + count], node.output, strict=True)
-    return [helper.make_node("Identity", [a], [b], name=b) for a, b in pairs]
-
-
-def _is_first(node: NodeProto, own: dict[str, Any], branch: str) -> bool:
-    """Whether the results of `branch` come first among an If's inputs; they are named after their branch."""
-    first: str = node.input[own[INPUTS]]
-    return first.startswith(f"{own[OWNER].decode()}.{branch}")
 
 
 def _without_aliases(graph: Graph) -> Graph:

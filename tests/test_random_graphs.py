@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
@@ -220,6 +220,7 @@ def random_model(rng: Random) -> ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
+@example(39423)  # ONNX Runtime optimises its masked original into one that does not run
 @given(SEEDS)
 def test_what_is_free_can_be_cut(seed: int) -> None:
     model = random_model(Random(seed))

@@ -81,16 +81,6 @@ CASES = [
         "an output keeps its node",
         X + "(float[N,4] y, float[4] z) <float[4] A> { z = Neg(A) y = Add(x, z) }",
     ),
-    Case(
-        "a branch that is known",
-        X + """(float[N,4] y) <bool c = {1}> {
-        y = If (c) <then_branch = t () => (float[N,4] p) { p = Relu(x) },
-                    else_branch = e () => (float[N,4] q) { q = Tanh(x) }> }""",
-        """const c: bool[]
-        p = Relu(x)
-        If.1.then_branch.result0 = Identity(p)
-        y = Identity(If.1.then_branch.result0)""",
-    ),
 ]  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""An If whose condition is the same in every run is replaced by the branch that it takes.
+
+Exporters write such Ifs where a script asked for a rank or a size. Behind them shapes are known again, so another look
+may find more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from onnx import NodeProto, helper
+
+from onnxprune.flow import BODY, ENTER, INPUTS, LEAVE, OWNER, attribute
+from onnxprune.graph import Graph, attributes
+from onnxprune.manager import State
+from onnxprune.trace import Trace, trace
+
+
+@dataclass(frozen=True)
+class TakeBranches:
+    """Replace decided Ifs by their branches."""
+
+    name: ClassVar[str] = "take-branches"
+    keeps_facts: ClassVar[bool] = False
+
+    def run(self, state: State) -> Graph:
+        graph = state.graph
+        if not any(node.op_type == "If" for node in graph.nodes):
+            return graph
+        facts = state.facts
+        while (made := _taken_branches(graph, facts)) is not graph:
+            graph = made
+            facts = trace(graph, state.shapes)
+        return graph
+
+
+def _taken_branches(graph: Graph, facts: Trace) -> Graph:
+    """The graph without the Ifs whose conditions are known; the same object if there are none."""
+    taken: dict[str, str] = {}
+    for node in graph.nodes:
+        cond = facts.static(node.input[0]) if node.op_type == "If" and attribute(node, OWNER) is not None else None
+        if cond is not None and cond.size == 1:
+            taken[attributes(node)[OWNER].decode()] = "then_branch" if cond.item() else "else_branch"
+    if not taken:
+        return graph
+    nodes: list[NodeProto] = []
+    skipping = 0
+    for node in graph.nodes:
+        own = attributes(node) if node.op_type in (ENTER, LEAVE, "If") else {}
+        branch = taken.get(own[OWNER].decode()) if OWNER in own else None
+        other = branch is not None and node.op_type != "If" and own[BODY].decode() != branch
+        skipping += other and node.op_type == ENTER
+        if not skipping:
+            nodes += [node] if branch is None else _straight(node, own, branch)
+        skipping -= other and node.op_type == LEAVE
+    return graph.replace(nodes)
+
+
+def _straight(node: NodeProto, own: dict[str, Any], branch: str) -> list[NodeProto]:
+    """What is left of a bracket of the branch that is taken, or of its If: plain identities."""
+    if node.op_type == ENTER:
+        return []
+    count = len(node.output)
+    first = 1 if node.op_type == LEAVE else own[INPUTS]
+    if node.op_type == "If" and not _is_first(node, own, branch):
+        first += count
+    pairs = zip(node.input[first : first + count], node.output, strict=True)
+    return [helper.make_node("Identity", [a], [b], name=b) for a, b in pairs]
+
+
+def _is_first(node: NodeProto, own: dict[str, Any], branch: str) -> bool:
+    """Whether the results of `branch` come first among an If's inputs; they are named after their branch."""
+    first: str = node.input[own[INPUTS]]
+    return first.startswith(f"{own[OWNER].decode()}.{branch}")
