@@ -1,0 +1,213 @@
+"""What calibration data says about a graph: Gram matrices of the inputs of its products, and statistics of units.
+
+Everything is gathered in passes over the data that cost one run of the graph each: tensors are asked for in the order
+in which the graph makes them, as many at a time as fit into memory (`stages`). Gram matrices are summed in float32
+blocks into float64, over rows picked at random where a tensor has more than are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnxprune.dims import Dim, Expr, atoms, resolve, spread
+from onnxprune.inference import TypedGraph
+from onnxprune.linear import Linear, linears
+from onnxprune.regression import GRAM_LIMIT, product
+from onnxprune.sessions import Feeds
+from onnxprune.stages import Stages
+
+Array = NDArray[Any]
+ROWS = 16384  # rows of a Gram matrix, or ROWS_PER_SUMMAND times its summands if that is more
+ROWS_PER_SUMMAND = 4
+WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The centred second moments of a product's input: mean (G, K), covariance (G, K, K), or its diagonal (G, K) where
+    K is too large; `n` rows.
+    """
+
+    n: int
+    mean: Array
+    covariance: Array
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Of the units along one axis of a tensor, each (size,): mean, variance, mean of |x|, share of entries that are 0
+    (APoZ), largest |x|; `n` entries per unit.
+    """
+
+    n: int
+    mean: Array
+    variance: Array
+    magnitude: Array
+    zeros: Array
+    largest: Array
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A product that sums over units of a dim: `units` (I,) gives the unit of each input channel of a group, -1 for those
+    of other dims.
+    """
+
+    linear: Linear
+    units: NDArray[np.int64]
+
+    @property
+    def area(self) -> int:
+        """Entries of K for each channel: the kernel's."""
+        return math.prod(self.linear.kernel)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """The unit of each of the K summands."""
+        return np.repeat(self.units, self.area)
+
+
+class Calibration:
+    """Statistics of one typed graph over data: `feeds` is iterated several times, and holds about `samples` samples."""
+
+    def __init__(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int, seed: int = 0) -> None:
+        self.typed, self.feeds, self.samples, self.seed = typed, feeds, samples, seed
+        self._statistics: dict[tuple[str, int], Statistics] = {}
+
+    @cached_property
+    def linears(self) -> dict[int, Linear]:
+        return linears(self.typed.graph)
+
+    @cached_property
+    def consumers(self) -> dict[Dim, list[Consumer]]:
+        """For each free dim the products that sum over its units."""
+        found: dict[Dim, list[Consumer]] = {}
+        for i, linear in self.linears.items():
+            read = next((r for r in self.typed.signatures[i].reads if r.input == 0 and r.partner), None)
+            if read is None:
+                continue
+            for d in dict.fromkeys(atoms(read.expr)):
+                if not d.frozen and d.size > 1:
+                    found.setdefault(d, []).append(Consumer(linear, units_along(read.expr, d)))
+        return found
+
+    def grams(self, wanted: Sequence[Linear]) -> dict[int, Gram]:
+        """Gram matrices by node index."""
+        sums: dict[int, _Sums] = {x.index: _Sums(x) for x in wanted}
+        rng = np.random.default_rng(self.seed)
+        for got, first in self._watch([x.data for x in wanted], [(x.data, x.index) for x in wanted]):
+            for index in first:
+                sums[index].add(got[sums[index].linear.data], self._shape(sums[index].linear), self.samples, rng)
+        return {i: s.finish() for i, s in sums.items()}
+
+    def statistics(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Statistics]:
+        """Statistics of the units along axes of activations, by (tensor, axis)."""
+        missing = [p for p in dict.fromkeys(places) if p not in self._statistics]
+        sums: dict[tuple[str, int], _UnitSums] = {p: _UnitSums() for p in missing}
+        for got, here in self._watch([n for n, _ in missing], [(p[0], p) for p in missing]):
+            for place in here:
+                sums[place].add(np.moveaxis(got[place[0]], place[1], 0))
+        self._statistics |= {p: s.finish() for p, s in sums.items()}
+        return self._statistics
+
+    def _shape(self, linear: Linear) -> tuple[int, ...]:
+        return self.typed.facts.shapes[linear.node.output[0]]
+
+    def _watch(self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]]) -> Iterator[tuple[Feeds, list[Any]]]:
+        """Tensors of each feed, as many at once as fit, with the labels of those that are there."""
+        stages = Stages(self.typed.graph, self.typed.facts, self.feeds)
+        for chunk in self._chunks(tensors):
+            here = [label for name, label in labels if name in chunk]
+            for got in stages.run(list(chunk)):
+                yield got, here
+
+    def _chunks(self, tensors: Iterable[str]) -> Iterator[set[str]]:
+        order = {n: k for k, node in enumerate(self.typed.graph.nodes) for n in node.output}
+        chunk: set[str] = set()
+        size = 0
+        for name in sorted(set(tensors), key=lambda n: order.get(n, -1)):
+            kind = self.typed.facts.dtypes.get(name, TensorProto.FLOAT)
+            nbytes = math.prod(self.typed.facts.shapes[name]) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+            if chunk and size + nbytes > WATCHED_BYTES:
+                yield chunk
+                chunk, size = set(), 0
+            chunk.add(name)
+            size += nbytes
+        if chunk:
+            yield chunk
+
+
+def units_along(expr: Expr, dim: Dim) -> NDArray[np.int64]:
+    """The unit of `dim` at each index of an axis, shape (size,); -1 where it has no part in the index."""
+    return spread(resolve(expr), {dim: np.arange(dim.size)}, np.maximum, -1).astype(np.int64)
+
+
+class _Sums:
+    """A Gram matrix under way."""
+
+    def __init__(self, linear: Linear) -> None:
+        self.linear = linear
+        self.plain = linear.size[1] > GRAM_LIMIT
+        self.n = 0
+        self.shift: Any = None
+        self.x: Any = 0.0
+        self.xx: Any = 0.0
+
+    def add(self, data: Array, out: tuple[int, ...], samples: int, rng: np.random.Generator) -> None:
+        x = self.linear
+        count = x.positions(out)
+        rows = max(ROWS, ROWS_PER_SUMMAND * x.size[1])
+        each = max(1, min(count, -(-rows // max(samples, 1))))
+        picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
+        if not data.shape[0] or not count:
+            return
+        columns = x.columns(data, out, picks).swapaxes(0, 1).astype(np.float32)
+        columns = columns.reshape(columns.shape[0], -1, columns.shape[3])
+        self.shift = columns.mean(1) if self.shift is None else self.shift
+        columns = columns - self.shift[:, None]
+        self.n += columns.shape[1]
+        self.x = self.x + columns.sum(1, dtype=np.float64)
+        self.xx = self.xx + (np.square(columns).sum(1, dtype=np.float64) if self.plain else product(columns, columns))
+
+    def finish(self) -> Gram:
+        mean, n = self.x / self.n, self.n
+        if self.plain:
+            return Gram(n, mean + self.shift, self.xx / n - mean**2)
+        return Gram(n, mean + self.shift, self.xx / n - mean[:, :, None] * mean[:, None])
+
+
+class _UnitSums:
+    """Statistics under way."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.sums: Any = 0.0
+        self.largest: Any = 0.0
+
+    def add(self, x: Array) -> None:
+        """Entries of each unit: (size, ...)."""
+        flat = x.reshape(x.shape[0], -1)
+        self.n += flat.shape[1]
+        plain = flat.astype(np.float32, copy=False)
+        size = np.abs(plain)
+        self.sums = self.sums + np.stack(
+            [
+                plain.sum(1, dtype=np.float64),
+                np.square(plain).sum(1, dtype=np.float64),
+                size.sum(1, dtype=np.float64),
+                (flat == 0).sum(1).astype(np.float64),
+            ]
+        )
+        self.largest = np.maximum(self.largest, size.max(1, initial=0))
+
+    def finish(self) -> Statistics:
+        mean, square, magnitude, zeros = self.sums / max(self.n, 1)
+        return Statistics(self.n, mean, np.maximum(square - mean**2, 0), magnitude, zeros, self.largest)

@@ -1,0 +1,202 @@
+"""Linear operators with constant weights as matrix products: what least squares, Gram matrices and bias corrections
+work on.
+
+Conv, ConvTranspose, Gemm and MatMul with a constant right side all compute, group by group,
+
+    y (rows, O) = x (rows, K) @ W (K, O) + b (O)
+
+`columns` gives x from the operator's input (for convolutions the patches under the kernel, "im2col"), `rows` gives y
+from its output, at the same picked positions, and `matrix` / `unmatrix` turn the stored weight into (G, K, O) and back.
+K runs over the input channels of a group, then over the kernel, so unit u of a channel axis is the block
+u*k ... u*k + k - 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from onnxprune.feeds import Shape
+from onnxprune.flow import inner_names
+from onnxprune.graph import FLOATS, Graph, attributes, operator
+
+Array = NDArray[Any]
+KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Node `index` of a graph as a product; `bias` names the constant vector that is added, "" if there is none, and
+    `adder` is the node that adds it (-1: the product itself). `out` is the result with the bias.
+    """
+
+    index: int
+    node: NodeProto
+    weight: str
+    dims: Shape
+    out: str
+    bias: str = ""
+    adder: int = -1
+
+    @property
+    def data(self) -> str:
+        """The tensor that it reads."""
+        return self.node.input[0]
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        return attributes(self.node)
+
+    @property
+    def is_conv(self) -> bool:
+        return "Conv" in self.node.op_type
+
+    @property
+    def transposed(self) -> bool:
+        return self.node.op_type == "ConvTranspose"
+
+    @property
+    def groups(self) -> int:
+        return int(self.attrs.get("group", 1)) if self.is_conv else 1
+
+    @cached_property
+    def kernel(self) -> Shape:
+        """Extents of the kernel; () for matrix products."""
+        return tuple(self.dims[2:]) if self.is_conv else ()
+
+    @cached_property
+    def size(self) -> tuple[int, int, int]:
+        """(G, K, O): groups, summands and outputs of each."""
+        if not self.is_conv:
+            rows, columns = self.dims[::-1] if self.attrs.get("transB", 0) else self.dims
+            return 1, rows, columns
+        g, area = self.groups, math.prod(self.kernel)
+        if self.transposed:
+            return g, self.dims[0] // g * area, self.dims[1]
+        return g, self.dims[1] * area, self.dims[0] // g
+
+    # weights
+    def matrix(self, weight: Array) -> Array:
+        """The stored weight as (G, K, O); the factor alpha of Gemm is multiplied in."""
+        g, k, o = self.size
+        if not self.is_conv:
+            plain = weight.T if self.attrs.get("transB", 0) else weight
+            return (plain * float(self.attrs.get("alpha", 1.0)))[None] if "alpha" in self.attrs else plain[None]
+        if self.transposed:  # (g*I, O, *k), mirrored: an output position sees the kernel backwards
+            mirrored = np.flip(weight, tuple(range(2, weight.ndim)))
+            return np.moveaxis(mirrored.reshape(g, -1, o, math.prod(self.kernel)), 2, 3).reshape(g, k, o)
+        return weight.reshape(g, o, k).transpose(0, 2, 1)
+
+    def unmatrix(self, matrix: Array) -> Array:
+        """A (G, K, O) matrix in the form that the operator stores."""
+        g, _, o = self.size
+        if not self.is_conv:
+            plain = matrix[0] / float(self.attrs.get("alpha", 1.0))
+            return np.asarray(plain.T if self.attrs.get("transB", 0) else plain)
+        if self.transposed:
+            stored = np.moveaxis(matrix.reshape(g, -1, math.prod(self.kernel), o), 3, 2).reshape(self.dims)
+            return np.flip(stored, tuple(range(2, stored.ndim)))
+        return matrix.transpose(0, 2, 1).reshape(self.dims)
+
+    @property
+    def beta(self) -> float:
+        """What the stored bias is multiplied by."""
+        return float(self.attrs.get("beta", 1.0)) if self.node.op_type == "Gemm" else 1.0
+
+    # activations
+    def positions(self, out: Shape) -> int:
+        """Rows that one sample gives, for an output of shape `out`: (N, O, *S) or (N, ..., O)."""
+        return math.prod(out[2:]) if self.is_conv else math.prod(out[1:-1])
+
+    def columns(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> Array:
+        """x at the picked positions of every sample: (N, G, P, K) for N samples and P positions."""
+        if not self.is_conv:
+            return x.reshape(x.shape[0], 1, -1, x.shape[-1])[:, :, picks]
+        padded, index = self._patches(x, out[2:], picks)
+        n, g = x.shape[0], self.groups
+        flat = padded.reshape(n, g, -1, math.prod(padded.shape[2:]))
+        taken = flat[:, :, :, index]  # (N, G, I, P, kernel)
+        return taken.transpose(0, 1, 3, 2, 4).reshape(n, g, index.shape[0], -1)
+
+    def rows(self, y: Array, picks: NDArray[np.int64]) -> Array:
+        """y at the same positions: (N, G, P, O)."""
+        if not self.is_conv:
+            return y.reshape(y.shape[0], 1, -1, y.shape[-1])[:, :, picks]
+        return y.reshape(y.shape[0], self.groups, self.size[2], -1)[:, :, :, picks].transpose(0, 1, 3, 2)
+
+    def _patches(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
+        """The padded input, and for each picked position the flat numbers of the entries under the kernel."""
+        rank = len(self.kernel)
+        strides = list(self.attrs.get("strides", [1] * rank))
+        dilations = list(self.attrs.get("dilations", [1] * rank))
+        before = self._padding(x.shape[2:], out, strides, dilations)
+        if self.transposed:  # an ordinary convolution over the input with zeros between its entries
+            wide = np.zeros(
+                (*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), x.dtype
+            )
+            wide[(slice(None), slice(None), *(slice(None, None, s) for s in strides))] = x
+            x, strides = wide, [1] * rank
+        reach = [(n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(out, strides, self.kernel, dilations, strict=True)]
+        crop = [max(0, -b) for b in before]
+        x = x[(slice(None), slice(None), *(slice(c, None) for c in crop))]
+        before = [max(0, b) for b in before]
+        after = [max(0, r - b - n) for r, b, n in zip(reach, before, x.shape[2:], strict=True)]
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(before, after, strict=True)]) if any((*before, *after)) else x
+        shape = padded.shape[2:]
+        corners = np.unravel_index(picks, out)
+        offsets = np.unravel_index(np.arange(math.prod(self.kernel)), self.kernel)
+        places = [c[:, None] * s + o[None] * d for c, s, o, d in zip(corners, strides, offsets, dilations, strict=True)]
+        return padded, np.ravel_multi_index(places, shape).astype(np.int64)
+
+    def _padding(self, size: Shape, out: Shape, strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
+        """Zeros before each spatial axis (negative: entries that are cut off)."""
+        rank = len(self.kernel)
+        auto = self.attrs.get("auto_pad", b"NOTSET").decode()
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, dilations, strict=True)]
+        pads = list(self.attrs.get("pads", [0] * 2 * rank))[:rank]
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            few, many = (out, size) if self.transposed else (size, out)
+            totals = [max(0, (m - 1) * s + e - n) for m, s, e, n in zip(many, strides, spans, few, strict=True)]
+            pads = [t // 2 if auto == "SAME_UPPER" else t - t // 2 for t in totals]
+        elif auto == "VALID":
+            pads = [0] * rank
+        return [e - 1 - p for e, p in zip(spans, pads, strict=True)] if self.transposed else pads
+
+
+def linears(graph: Graph) -> dict[int, Linear]:
+    """Every product of an activation with a stored float weight, by node index; outside of bodies of control flow."""
+    found: dict[int, Linear] = {}
+    inside = inner_names(graph.nodes)
+    for i, node in enumerate(graph.nodes):
+        if operator(node) not in KINDS or node.input[1] not in graph.constants or node.input[0] in graph.constants:
+            continue
+        weight = graph.constants[node.input[1]]
+        matrix = "Conv" in node.op_type or (len(weight.dims) == 2 and not attributes(node).get("transA", 0))
+        if weight.data_type in FLOATS and matrix and node.output[0] not in inside:
+            made = _with_bias(graph, Linear(i, node, node.input[1], tuple(weight.dims), node.output[0]))
+            if made is not None:
+                found[i] = made
+    return found
+
+
+def _with_bias(graph: Graph, made: Linear) -> Linear | None:
+    """The product with the vector that is added to its outputs; None where something else is added inside of it."""
+    node, outputs = made.node, made.size[0] * made.size[2]
+    if node.op_type != "MatMul":
+        bias = node.input[2] if len(node.input) > 2 else ""
+        plain = not bias or (bias in graph.constants and math.prod(graph.constants[bias].dims) in (1, outputs))
+        return replace(made, bias=bias) if plain else None
+    users = graph.consumers.get(node.output[0], [])
+    if len(users) != 1 or users[0][1] < 0 or graph.nodes[users[0][0]].op_type != "Add":
+        return made
+    adder = graph.nodes[users[0][0]]
+    other = adder.input[1 - users[0][1]]
+    vector = other in graph.constants and tuple(graph.constants[other].dims) == (outputs,)
+    return replace(made, bias=other, adder=users[0][0], out=adder.output[0]) if vector else made
