@@ -28,6 +28,7 @@ Array = NDArray[Any]
 ROWS = 16384  # rows of a Gram matrix, or ROWS_PER_SUMMAND times its summands if that is more
 ROWS_PER_SUMMAND = 4
 WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
+GRAM_BYTES = 1 << 30  # of Gram matrices that are held at once
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A product that sums over units of a dim: `units` (I,) gives the unit of each input channel of a group, -1 for those
-    of other dims.
+    """A product that sums over units of a dim: `units` (I,) gives the unit of each input channel of a group, -1 for
+    those of other dims.
     """
 
     linear: Linear
@@ -81,6 +82,7 @@ class Calibration:
     def __init__(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int, seed: int = 0) -> None:
         self.typed, self.feeds, self.samples, self.seed = typed, feeds, samples, seed
         self._statistics: dict[tuple[str, int], Statistics] = {}
+        self._grams: dict[int, Gram] = {}
 
     @cached_property
     def linears(self) -> dict[int, Linear]:
@@ -99,14 +101,36 @@ class Calibration:
                     found.setdefault(d, []).append(Consumer(linear, units_along(read.expr, d)))
         return found
 
-    def grams(self, wanted: Sequence[Linear]) -> dict[int, Gram]:
-        """Gram matrices by node index."""
-        sums: dict[int, _Sums] = {x.index: _Sums(x) for x in wanted}
+    def grouped(self, dims: Iterable[Dim]) -> Iterator[list[Dim]]:
+        """The dims in groups whose consumers' Gram matrices fit into memory together."""
+        group: list[Dim] = []
+        held: set[int] = set()
+        for d in dims:
+            more = {c.linear.index for c in self.consumers.get(d, [])}
+            if group and sum(self._gram_bytes(i) for i in held | more) > GRAM_BYTES:
+                yield group
+                group, held = [], set()
+            group.append(d)
+            held |= more
+        if group:
+            yield group
+
+    def _gram_bytes(self, index: int) -> int:
+        g, k, _ = self.linears[index].size
+        return 8 * g * (k if k > GRAM_LIMIT else k * k)
+
+    def grams(self, wanted: Iterable[Linear]) -> dict[int, Gram]:
+        """Gram matrices by node index. Those of the last call are kept."""
+        linears = {x.index: x for x in wanted}
+        missing = [x for i, x in linears.items() if i not in self._grams]
+        self._grams = {i: g for i, g in self._grams.items() if i in linears}
+        sums: dict[int, _Sums] = {x.index: _Sums(x) for x in missing}
         rng = np.random.default_rng(self.seed)
-        for got, first in self._watch([x.data for x in wanted], [(x.data, x.index) for x in wanted]):
-            for index in first:
+        for got, here in self._watch([x.data for x in missing], [(x.data, x.index) for x in missing]):
+            for index in here:
                 sums[index].add(got[sums[index].linear.data], self._shape(sums[index].linear), self.samples, rng)
-        return {i: s.finish() for i, s in sums.items()}
+        self._grams |= {i: s.finish() for i, s in sums.items()}
+        return self._grams
 
     def statistics(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Statistics]:
         """Statistics of the units along axes of activations, by (tensor, axis)."""

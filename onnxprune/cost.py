@@ -8,8 +8,8 @@ graph is touched.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from onnx import NodeProto
 
@@ -18,6 +18,7 @@ from onnxprune.graph import attributes, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import product_operands, stands_for_reals
 from onnxprune.rules.rule import Axes, Edit, Signature
+from onnxprune.storage import stored_bytes
 
 Sizes = Mapping[Dim, int]
 
@@ -71,6 +72,20 @@ def params(typed: TypedGraph) -> Polynomial:
             forms = {tuple(map(repr, map(resolve, u.axes))): u.axes for u in uses or []}
             terms += [_term(name, axes) for axes in forms.values()] or [Term(name, math.prod(tensor.dims), ())]
     return Polynomial(tuple(terms))
+
+
+def bits(typed: TypedGraph) -> Polynomial:
+    """Size of the model as one file, in bits: its constants, and everything else as it is."""
+    constants = typed.graph.constants
+    width = {n: 8 * stored_bytes(t) // max(math.prod(t.dims), 1) for n, t in constants.items()}
+    terms = tuple(replace(t, coefficient=t.coefficient * width[t.owner]) for t in params(typed).terms)
+    rest = 8 * typed.graph.size_bytes() - Polynomial(terms).at({})
+    return Polynomial((*terms, Term("", rest, ())))
+
+
+def units(dims: Iterable[Dim]) -> Polynomial:
+    """The number of units of some dims."""
+    return Polynomial(tuple(Term(f"unit.{k}", 1, (d,)) for k, d in enumerate(dims)))
 
 
 def macs(typed: TypedGraph) -> Polynomial:

@@ -48,7 +48,7 @@ class Linear:
     @property
     def data(self) -> str:
         """The tensor that it reads."""
-        return self.node.input[0]
+        return str(self.node.input[0])
 
     @cached_property
     def attrs(self) -> dict[str, Any]:

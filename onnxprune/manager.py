@@ -12,19 +12,20 @@ import ast
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import onnx
 from onnx import ModelProto
 
+from onnxprune.calibration import Calibration
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Shape
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan
-from onnxprune.sessions import program, session
+from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace
 
 
@@ -37,10 +38,34 @@ class Cut:
     result: Graph
 
 
+@dataclass(frozen=True)
+class Mended:
+    """What recovery did to one product: mean squared error of its targets per row, before and after."""
+
+    node: str
+    before: float
+    after: float
+    penalty: float | None = None
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One recovery pass: the graph that it found and the graph that it made, what it mended, and what it left alone,
+    with reasons.
+    """
+
+    name: str
+    before: Graph
+    after: Graph
+    mended: tuple[Mended, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
+
+
 @dataclass
 class State:
-    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, and the
-    cuts made.
+    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
+    calibration data (`data` is iterated several times, and holds about `samples` samples), the cuts and recoveries
+    made.
     """
 
     graph: Graph
@@ -50,6 +75,11 @@ class State:
     model: str = ""
     dry_run: bool = False
     cuts: list[Cut] = field(default_factory=list)
+    data: Iterable[Feeds] | None = None
+    samples: int = 0
+    seed: int = 0
+    recoveries: list[Recovery] = field(default_factory=list)
+    _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None
 
@@ -65,9 +95,16 @@ class State:
         self._typed = self._typed or infer(self.graph, self.facts)
         return self._typed
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """Statistics of the present graph over the calibration data; None if there is none."""
+        if self._calibration is None and self.data is not None:
+            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed)
+        return self._calibration
+
     def move(self, graph: Graph, keep_facts: bool) -> None:
         """Go on with another graph; facts survive where every tensor that is left kept its name, shape and value."""
-        self.graph, self._typed = graph, None
+        self.graph, self._typed, self._calibration = graph, None, None
         if not keep_facts:
             self._facts = None
 

@@ -3,21 +3,27 @@ to surgery.
 
 ratio, local    floor(r * n) of the n units of every dim
 ratio, global   floor(r * N) of all units, the least important by score over the dim's mean score
-macs, params    the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
+macs, params,   the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
+bytes
 lossless        what `lossless` proves to be without effect
+
+With the criterion `obs` (calibration data needed) scores are error curves. A global budget is then met by the widths
+that cost the least error (`allocation`), and the units of each dim are improved by exchanges.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import numpy as np
 
-from onnxprune import cost
+from onnxprune import cost, sensitivity
+from onnxprune.allocation import Allocation, choices, order_masks
+from onnxprune.calibration import Calibration
 from onnxprune.criteria import CRITERIA, Scores
 from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
@@ -25,33 +31,34 @@ from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.lossless import removable
 
 SCOPES = ("global", "local")
+COSTS = ("ratio", "macs", "params", "bytes")
+OBS = "obs"
 VERSION = 1
 SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to remove: exactly one of ratio, macs, params (fractions between 0 and 1) and lossless; and how to
-    choose.
+    """How much to remove: exactly one of ratio, macs, params, bytes (fractions between 0 and 1) and lossless; and how
+    to choose. Without a criterion: `obs` where there is calibration data, else `l2`.
     """
 
     ratio: float | None = None
     macs: float | None = None
     params: float | None = None
+    bytes: float | None = None
     lossless: bool = False
     scope: str = "global"
-    criterion: str = "l2"
+    criterion: str = ""
     round_to: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", "macs", "params") if getattr(self, n) is not None] + ["lossless"] * bool(
-            self.lossless
-        )
+        given = [n for n in COSTS if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
         if len(given) != 1:
             raise InputError(
-                f"give exactly one budget of ratio, macs, params, lossless; got {', '.join(given) or 'none'}"
+                f"give exactly one budget of {', '.join(COSTS)}, lossless; got {', '.join(given) or 'none'}"
             )
         for name in given:
             value = getattr(self, name)
@@ -59,8 +66,8 @@ class Budget:
                 raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
         if self.scope not in SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {' or '.join(SCOPES)}")
-        if not isinstance(self.criterion, str) or self.criterion not in CRITERIA:
-            raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join(CRITERIA)}")
+        if not isinstance(self.criterion, str) or self.criterion not in ("", OBS, *CRITERIA):
+            raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join([*CRITERIA, OBS])}")
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
 
@@ -127,15 +134,18 @@ def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
     return bound
 
 
-def make_plan(typed: TypedGraph, budget: Budget, model: str = "") -> Plan:
-    """Choose the units to remove. Raises InputError for a pattern without match or a budget that cannot be reached."""
+def make_plan(typed: TypedGraph, budget: Budget, model: str = "", calibration: Calibration | None = None) -> Plan:
+    """Choose the units to remove. Raises InputError for a pattern without match, a budget that cannot be reached, or a
+    criterion that needs calibration data where there is none.
+    """
     chosen = select(typed.prunable, budget.include, budget.exclude, typed.dims)
     infos = {d.dim: d for d in chosen}
     refused: list[tuple[str, str]] = []
+    criterion = budget.criterion or (OBS if calibration is not None else "l2")
     if budget.lossless:
         keep = {d: ~gone for d, gone in removable(typed, infos, budget.round_to).items()}
     else:
-        keep = _by_score(typed, budget, infos)
+        keep = _by_curve(typed, budget, infos, calibration) if criterion == OBS else _by_score(typed, budget, infos)
         for d, mask in keep.items():
             if mask.all():
                 refused.append(
@@ -167,7 +177,7 @@ def matches(info: DimInfo, pattern: str) -> bool:
 
 
 def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> dict[Dim, Mask]:
-    scores = CRITERIA[budget.criterion](typed, infos)
+    scores = CRITERIA[budget.criterion or "l2"](typed, infos)
     ranked = {d: np.argsort(np.argsort(scores[d], kind="stable"), kind="stable") for d in infos}
     counts = _counter(scores, list(infos), budget)
 
@@ -176,14 +186,45 @@ def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> d
 
     if budget.ratio is not None:
         return masks(budget.ratio)
-    poly, wanted, name = (
-        (cost.macs(typed), budget.macs, "MACs")
-        if budget.macs is not None
-        else (cost.params(typed), budget.params, "parameters")
-    )
-    assert wanted is not None
+    poly, wanted, name = _cost(typed, budget, infos)
     gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), scores, budget.round_to)
     return {d: ranked[d] >= n for d, n in gone.items()}
+
+
+def _cost(typed: TypedGraph, budget: Budget, infos: Iterable[Dim]) -> tuple[cost.Polynomial, float, str]:
+    """The cost that a budget limits, the fraction that may be kept, and what the cost is called."""
+    if budget.macs is not None:
+        return cost.macs(typed), budget.macs, "MACs"
+    if budget.params is not None:
+        return cost.params(typed), budget.params, "parameters"
+    if budget.bytes is not None:
+        return cost.bits(typed), budget.bytes, "bytes"
+    return cost.units(infos), 1 - (budget.ratio or 0.0), "units"
+
+
+def _by_curve(
+    typed: TypedGraph, budget: Budget, infos: Mapping[Dim, DimInfo], calibration: Calibration | None
+) -> dict[Dim, Mask]:
+    """Widths by the error curves of optimal brain surgery, then the units of each width."""
+    if calibration is None:
+        raise InputError(f"the criterion {OBS} needs calibration data: give --data")
+    found = sensitivity.curves(calibration, infos)
+    if budget.scope == "local":
+        gone = _uniform(typed, budget, list(infos))
+    else:
+        options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
+        gone = Allocation(_cost(typed, budget, infos)[0], options).solve(*_cost(typed, budget, infos)[1:])
+    return order_masks({d: c.order for d, c in found.items()}, gone)
+
+
+def _uniform(typed: TypedGraph, budget: Budget, dims: list[Dim]) -> dict[Dim, int]:
+    """The same share of every dim."""
+    nothing: Scores = {d: np.zeros(d.size) for d in dims}
+    counts = _counter(nothing, dims, budget)
+    if budget.ratio is not None:
+        return counts(budget.ratio)
+    poly, wanted, name = _cost(typed, budget, dims)
+    return _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), nothing, budget.round_to)
 
 
 def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores: Scores, step: int) -> dict[Dim, int]:

@@ -12,7 +12,7 @@ Left alone: shared weights, products in bodies of control flow, weights that are
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.dims import Mask, keep
+from onnxprune.errors import InputError
 from onnxprune.graph import Graph, captured, operator
 from onnxprune.linear import Linear, linears
-from onnxprune.manager import Cut
+from onnxprune.manager import Cut, Mended, Recovery, State
 from onnxprune.plan import bind
 from onnxprune.regression import Regression, Solution
 from onnxprune.sessions import Feeds
@@ -33,27 +34,7 @@ from onnxprune.trace import Trace
 Array = NDArray[Any]
 ROWS = 16384  # rows for a product, or ROWS_PER_SUMMAND times its summands if that is more
 ROWS_PER_SUMMAND = 6
-NEGLIGIBLE_BIAS = 0.01  # a new Add must take off at least this share of the error
 Mend = Callable[[Regression], Solution]
-
-
-@dataclass(frozen=True)
-class Mended:
-    """What happened to one product: mean squared error of its targets per row, before and after."""
-
-    node: str
-    before: float
-    after: float
-    penalty: float | None
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """The graph with new weights, and what was done, in order; `left` says why products were not mended."""
-
-    graph: Graph
-    mended: tuple[Mended, ...] = ()
-    left: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -78,12 +59,14 @@ def recover(
     seed: int = 0,
     limit_bytes: int = LIMIT_BYTES,
     residual: bool = True,
-) -> Recovered:
-    """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`."""
+) -> tuple[Graph, list[Mended], list[tuple[str, str]]]:
+    """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`.
+    Returns the graph with new weights, what was mended, and what was not and why.
+    """
     ready = _with_places(graph, cuts, facts)
-    work = _Recovery(ready, facts, cuts, residual)
+    work = _Recovery(ready, facts, cuts, residual, set(ready.tensors) - set(graph.tensors))
     if not work.jobs:
-        return Recovered(graph, (), tuple(work.left))
+        return graph, [], work.left
     before = Stages(cuts[0].typed.graph, cuts[0].typed.facts, feeds, limit_bytes)
     after = Stages(ready, facts, feeds, limit_bytes)
     done: list[Mended] = []
@@ -96,7 +79,22 @@ def recover(
             work.put(job, found)
             job.regression = Regression(np.zeros((1, 0, 0)), np.zeros((1, 0)))  # lets go of its matrices
         after.graph = work.graph
-    return Recovered(_without_zero_adders(work.graph, ready, graph), tuple(done), tuple(work.left))
+    return _without_zero_adders(work.graph, ready, graph), done, work.left
+
+
+def mend_all(state: State, name: str, mend: Mend, residual: bool) -> Graph:
+    """Recover the present graph of a run, and note what was done. InputError without calibration data."""
+    if not state.cuts or state.dry_run or state.graph is state.cuts[0].typed.graph:
+        return state.graph
+    if state.data is None:
+        raise InputError(f"the pass {name} needs calibration data: give --data")
+    graph, mended, left = recover(
+        state.graph, state.facts, state.cuts, state.data, state.samples, mend, state.seed, residual=residual
+    )
+    if not mended:
+        graph = state.graph
+    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left)))
+    return graph
 
 
 class Survivors:
@@ -121,8 +119,7 @@ class Survivors:
         found: set[str] = set()
         for typed, bound in self._cuts:
             for node, signature in zip(typed.graph.nodes, typed.signatures, strict=True):
-                axes = (typed.signatures and signature.inputs) or []
-                if any(not keep((axes[r.input] or [])[r.axis], bound).all() for r in signature.reads):
+                if any(not keep((signature.inputs[r.input] or [])[r.axis], bound).all() for r in signature.reads):
                     found.update(n for n in node.output if n)
         return found
 
@@ -136,15 +133,15 @@ def _after(first: Mask, second: Mask) -> Mask:
 class _Recovery:
     """The jobs, and the graph that is being mended."""
 
-    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], residual: bool) -> None:
-        self.graph, self.facts = graph, facts
+    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], residual: bool, new: set[str]) -> None:
+        self.graph, self.facts, self.new = graph, facts, new
         self.survivors = Survivors(cuts)
         self.original = cuts[0].typed
         self.found = linears(graph)
         self.levels = _levels(graph, self.found)
         self.left: list[tuple[str, str]] = []
         touched = _downstream(graph, self.survivors.touched())
-        made = (self._job(x, residual) for i, x in self.found.items() if touched & {x.data, *graph.nodes[i].output})
+        made = (self._job(x, residual) for x in self.found.values() if touched & {x.data, x.out})
         self.jobs = [j for j in made if j is not None]
 
     def _job(self, x: Linear, residual: bool) -> _Job | None:
@@ -180,7 +177,7 @@ class _Recovery:
         for job in jobs:
             x = job.linear
             weight = x.matrix(self.graph.array(x.weight).astype(np.float32))
-            job.regression = Regression(weight, self._bias(x).reshape(weight.shape[0], -1))
+            job.regression = Regression(weight, self._bias(x).reshape(weight.shape[0], -1), x.bias in self.new)
         wants = list(dict.fromkeys(j.target for j in jobs))
         has = list(dict.fromkeys(n for j in jobs for n in (j.linear.data, j.minus) if n))
         first = 0
@@ -305,7 +302,3 @@ def _copy(node: NodeProto) -> NodeProto:
 def refit(regression: Regression) -> Solution:
     """Least squares with a ridge towards the weights that are there."""
     return regression.solve()
-
-
-def unbiased(found: Solution) -> Solution:
-    return replace(found, bias=np.zeros_like(found.bias))

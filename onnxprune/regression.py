@@ -22,6 +22,7 @@ PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_PENALTY = 1e-2  # where there are too few samples to choose
 HELD_OUT = 5  # every fifth sample chooses the penalty
 BLOCK_ROWS = 8192  # rows that are multiplied at once
+NEGLIGIBLE_BIAS = 0.01  # of the error: a bias that can be left out is, if that costs no more
 GRAM_LIMIT = 6144  # summands; more are solved in the rows' own space
 
 
@@ -88,10 +89,13 @@ class Solution:
 
 @dataclass
 class Regression:
-    """Collects rows of one product and solves for its weights. `shift` (G, K) is taken off x, against cancellation."""
+    """Collects rows of one product and solves for its weights. `shift` (G, K) is taken off x, against cancellation.
+    `spare_bias`: the product has no bias yet, and should get one only if it is worth it.
+    """
 
     weight: Array
     bias: Array
+    spare_bias: bool = False
     folds: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
     shift: Array | None = None
     _pending: list[tuple[int, Array, Array]] = field(default_factory=list)
@@ -145,7 +149,10 @@ class Regression:
             return Solution(self.weight, self.bias, before, before)
         both = fit + held
         m, c = (w, both.intercept(w)) if best is None else self._ridge(both, w, best)
-        return Solution(m, c - np.einsum("gk,gko->go", self.shift, m), before, errors[best], best)
+        unbiased = np.einsum("gk,gko->go", self.shift, m)
+        if self.spare_bias and judge.error(m, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(m, c):
+            c = unbiased
+        return Solution(m, c - unbiased, before, errors[best], best)
 
     @staticmethod
     def _penalties(held: int) -> tuple[float, ...]:

@@ -5,11 +5,22 @@ from onnxprune.passes.drop_zero_states import DropZeroStates
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.prune import Prune
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
 from onnxprune.passes.take_branches import TakeBranches
 
-PASSES = (InlineFunctions, TakeBranches, FoldConstants, DropZeroStates, RemoveDead, AbsorbConstants, Prune)
+PASSES = (
+    InlineFunctions,
+    TakeBranches,
+    FoldConstants,
+    DropZeroStates,
+    RemoveDead,
+    AbsorbConstants,
+    Prune,
+    RefitLeastSquares,
+)
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
+RECOVER = f"{DEFAULT},refit-least-squares,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
-__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants"]
+__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "RECOVER", "AbsorbConstants"]

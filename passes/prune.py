@@ -35,9 +35,10 @@ class Prune:
     ratio: float | None = None
     macs: float | None = None
     params: float | None = None
+    bytes: float | None = None
     lossless: bool = False
     scope: str = "global"
-    criterion: str = "l2"
+    criterion: str = ""
     round_to: int = 1
     name: ClassVar[str] = "prune"
     keeps_facts: ClassVar[bool] = False
@@ -46,7 +47,7 @@ class Prune:
         plan = state.plan
         if self != Prune() or plan is None:
             own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)}) if self != Prune() else state.budget
-            plan = make_plan(state.typed, own or Budget(), state.model)
+            plan = make_plan(state.typed, own or Budget(), state.model, state.calibration)
         masks = bind(plan, state.typed)
         result = cut(state.typed, masks) if masks and not state.dry_run else state.graph
         state.cuts.append(Cut(state.typed, plan, result))

@@ -5,9 +5,9 @@ as well as they can (Hassibi & Stork 1993, "Second order derivatives for network
 
     E(R) = trace(W_R' [(C^-1)_RR]^-1 W_R),    W <- W - (C^-1)_:R [(C^-1)_RR]^-1 W_R
 
-A unit's rows in all of its consumers go together, and their errors, each as a share of the consumer's output energy, are
-summed (groups as in Kurtic et al. 2023, "ZipLM"). Units go one by one, cheapest first, each removal updating the rest; so
-one sweep gives an order of removal and the error of every width. `swap` then improves the set for one width by
+A unit's rows in all of its consumers go together, and their errors, each as a share of the consumer's output energy,
+are summed (groups as in Kurtic et al. 2023, "ZipLM"). Units go one by one, cheapest first, each removal updating the
+rest; so one sweep gives an order of removal and the error of every width. `swap` then improves the set for one width by
 exchanges (Meng et al. 2024, "OSSCAR").
 """
 
@@ -47,8 +47,8 @@ class Curve:
 
 
 def reader(covariance: Array, matrix: Array, rows: NDArray[np.int64]) -> Reader:
-    """A consumer from its covariance (G, K, K), or variances (G, K), its weights (G, K, O) and the unit of each row (-1:
-    another dim's).
+    """A consumer from its covariance (G, K, K), or variances (G, K), its weights (G, K, O) and the unit of each row
+    (-1: another dim's).
     """
     mine = np.flatnonzero(rows >= 0)
     w = matrix[:, mine].astype(np.float64)
@@ -83,8 +83,9 @@ def sweep(readers: Sequence[Reader], size: int) -> Curve:
         errors += [start + total * float(s) for s in shares]
         order += gone.tolist()
         left[gone] = False
-    order += np.flatnonzero(left).tolist()
-    errors.append(errors[-1] + float(sum(w.costs(size) for w in work)[order[-1]]) if work else errors[-1])
+    last = int(np.flatnonzero(left)[0])
+    order.append(last)
+    errors.append(errors[-1] + sum(float(w.costs(size)[last]) for w in work))
     return Curve(np.array(order, np.int64), np.maximum.accumulate(np.array(errors)))
 
 
