@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune.dims import Dim, Expr, atoms, resolve, spread
+from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
-from onnxprune.linear import Linear, linears
+from onnxprune.linear import Gates, Linear, gates, linears
 from onnxprune.regression import GRAM_LIMIT, product
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
@@ -76,6 +77,17 @@ class Consumer:
         return np.repeat(self.units, self.area)
 
 
+@dataclass(frozen=True)
+class Meeting:
+    """A product of two activations that sums over units of a dim, such as queries and keys: node `index`, the axis of
+    each operand, and the unit of each entry there.
+    """
+
+    index: int
+    axes: tuple[int, int]
+    units: NDArray[np.int64]
+
+
 class Calibration:
     """Statistics of one typed graph over data: `feeds` is iterated several times, and holds about `samples` samples."""
 
@@ -86,14 +98,18 @@ class Calibration:
 
     @cached_property
     def linears(self) -> dict[int, Linear]:
-        return linears(self.typed.graph)
+        """Products with stored weights, by key; those inside of recurrent layers included."""
+        graph = self.typed.graph
+        return linears(graph) | {x.key: x for x in gates(graph) if x.data in self.typed.facts.shapes}
 
     @cached_property
     def consumers(self) -> dict[Dim, list[Consumer]]:
         """For each free dim the products that sum over its units."""
         found: dict[Dim, list[Consumer]] = {}
-        for i, linear in self.linears.items():
-            read = next((r for r in self.typed.signatures[i].reads if r.input == 0 and r.partner), None)
+        for linear in self.linears.values():
+            signature = self.typed.signatures[linear.index]
+            place = 2 if isinstance(linear, Gates) and linear.slot == 2 else 0
+            read = next((r for r in signature.reads if r.input == place and (r.partner or place)), None)
             if read is None:
                 continue
             for d in dict.fromkeys(atoms(read.expr)):
@@ -101,12 +117,46 @@ class Calibration:
                     found.setdefault(d, []).append(Consumer(linear, units_along(read.expr, d)))
         return found
 
+    @cached_property
+    def meetings(self) -> dict[Dim, list[Meeting]]:
+        """For each free dim the products of activations that sum over its units (MatMul)."""
+        found: dict[Dim, list[Meeting]] = {}
+        graph = self.typed.graph
+        for i, (node, signature) in enumerate(zip(graph.nodes, self.typed.signatures, strict=True)):
+            if operator(node) != "MatMul" or any(n in graph.constants for n in node.input) or not signature.reads:
+                continue
+            read = signature.reads[0]
+            if read.partner is None or not all(n in self.typed.facts.shapes for n in node.input):
+                continue
+            for d in dict.fromkeys(atoms(read.expr)):
+                if not d.frozen and d.size > 1:
+                    units = units_along(read.expr, d)
+                    found.setdefault(d, []).append(Meeting(i, (read.axis, read.partner[1]), units))
+        return found
+
+    def seconds(self, meetings: Iterable[Meeting]) -> dict[int, tuple[Array, Array]]:
+        """Second moments (G, K, K) of both operands of products of activations, by node index; heads are groups."""
+        graph = self.typed.graph
+        nodes = {m.index: m for m in meetings}
+        sums: dict[tuple[int, int], Any] = {}
+        labels = [(graph.nodes[i].input[j], (i, j)) for i in nodes for j in (0, 1)]
+        for got, here in self._watch([n for n, _ in labels], labels):
+            for i, j in here:
+                x = np.moveaxis(got[graph.nodes[i].input[j]], nodes[i].axes[j], -1).astype(np.float32)
+                x = (
+                    x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[-1])
+                    if x.ndim == 4
+                    else x.reshape(1, -1, x.shape[-1])
+                )
+                sums[i, j] = sums.get((i, j), 0.0) + product(x, x)
+        return {i: (sums[i, 0], sums[i, 1]) for i in nodes}
+
     def grouped(self, dims: Iterable[Dim]) -> Iterator[list[Dim]]:
         """The dims in groups whose consumers' Gram matrices fit into memory together."""
         group: list[Dim] = []
         held: set[int] = set()
         for d in dims:
-            more = {c.linear.index for c in self.consumers.get(d, [])}
+            more = {c.linear.key for c in self.consumers.get(d, [])}
             if group and sum(self._gram_bytes(i) for i in held | more) > GRAM_BYTES:
                 yield group
                 group, held = [], set()
@@ -120,13 +170,13 @@ class Calibration:
         return 8 * g * (k if k > GRAM_LIMIT else k * k)
 
     def grams(self, wanted: Iterable[Linear]) -> dict[int, Gram]:
-        """Gram matrices by node index. Those of the last call are kept."""
-        linears = {x.index: x for x in wanted}
+        """Gram matrices by key. Those of the last call are kept."""
+        linears = {x.key: x for x in wanted}
         missing = [x for i, x in linears.items() if i not in self._grams]
         self._grams = {i: g for i, g in self._grams.items() if i in linears}
-        sums: dict[int, _Sums] = {x.index: _Sums(x) for x in missing}
+        sums: dict[int, _Sums] = {x.key: _Sums(x) for x in missing}
         rng = np.random.default_rng(self.seed)
-        for got, here in self._watch([x.data for x in missing], [(x.data, x.index) for x in missing]):
+        for got, here in self._watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
             for index in here:
                 sums[index].add(got[sums[index].linear.data], self._shape(sums[index].linear), self.samples, rng)
         self._grams |= {i: s.finish() for i, s in sums.items()}

@@ -29,6 +29,7 @@ from onnxprune.graph import FLOATS, Graph, attributes, operator
 
 Array = NDArray[Any]
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Linear:
     def data(self) -> str:
         """The tensor that it reads."""
         return str(self.node.input[0])
+
+    @property
+    def key(self) -> int:
+        """What Gram matrices are kept under."""
+        return self.index
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
@@ -168,6 +174,62 @@ class Linear:
         elif auto == "VALID":
             pads = [0] * rank
         return [e - 1 - p for e, p in zip(spans, pads, strict=True)] if self.transposed else pads
+
+
+@dataclass(frozen=True)
+class Gates(Linear):
+    """The gates of LSTM, GRU and RNN as products, for statistics: x @ W over both directions (slot 1), or with the
+    directions as groups the hidden states @ R (slot 2), for which the outputs of all steps stand.
+    """
+
+    slot: int = 1
+
+    @property
+    def key(self) -> int:
+        return self.index if self.slot == 1 else -1 - self.index
+
+    @property
+    def data(self) -> str:
+        return str(self.node.input[0] if self.slot == 1 else self.node.output[0])
+
+    @property
+    def _batch_first(self) -> bool:
+        return bool(self.attrs.get("layout", 0))
+
+    @cached_property
+    def size(self) -> tuple[int, int, int]:
+        directions, rows, inputs = self.dims
+        return (1, inputs, directions * rows) if self.slot == 1 else (directions, inputs, rows)
+
+    def matrix(self, weight: Array) -> Array:
+        """(1, I, D*g*H) of W, (D, H, g*H) of R."""
+        if self.slot == 1:
+            return weight.transpose(2, 0, 1).reshape(self.size)
+        return weight.transpose(0, 2, 1)
+
+    def positions(self, out: Shape) -> int:
+        """The batch, or the steps where the batch comes first; `out` is that of Y."""
+        return out[1] if self._batch_first else out[2]
+
+    def columns(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> Array:
+        """X (T, N, I) or Y (T, D, N, H) as (T, G, P, K); with the batch first, X (N, T, I) and Y (N, T, D, H)."""
+        if self.slot == 1:
+            return x[:, None, picks]
+        return (x.transpose(0, 2, 1, 3) if self._batch_first else x)[:, :, picks]
+
+
+def gates(graph: Graph) -> list[Gates]:
+    """Both products of every recurrent layer with stored float weights, outside of bodies of control flow."""
+    found: list[Gates] = []
+    inside = inner_names(graph.nodes)
+    for i, node in enumerate(graph.nodes):
+        if operator(node) not in RECURRENT or not node.output[0] or node.output[0] in inside:
+            continue
+        for slot in (1, 2):
+            weight = graph.constants.get(node.input[slot])
+            if weight is not None and weight.data_type in FLOATS and node.input[0] not in graph.constants:
+                found.append(Gates(i, node, node.input[slot], tuple(weight.dims), node.output[0], slot=slot))
+    return found
 
 
 def linears(graph: Graph) -> dict[int, Linear]:

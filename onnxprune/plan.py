@@ -212,6 +212,7 @@ def _by_curve(
     if budget.scope == "local":
         gone = _uniform(typed, budget, list(infos))
     else:
+        found = {d: curve for d, (curve, _) in sensitivity.measure(calibration, found).items()}
         options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
         gone = Allocation(_cost(typed, budget, infos)[0], options).solve(*_cost(typed, budget, infos)[1:])
     return order_masks({d: c.order for d, c in found.items()}, gone)

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from onnxprune.calibration import Calibration, Consumer, Gram, units_along
 from onnxprune.criteria.magnitude import l2
-from onnxprune.criteria.second_order import DAMPING, Curve, Reader, reader, sweep
+from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, sweep
 from onnxprune.dims import Dim, atoms
 from onnxprune.graph import FLOATS, Graph
+from onnxprune.linear import Gates
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.storage import tensor
 
 Array = NDArray[Any]
+PROBE_SAMPLES = 64
 PROBE_ERROR = 0.05  # of the readers' output energy: a dim is probed at the width with about this error
 
 
@@ -36,27 +38,27 @@ class Probe:
     output: float
 
 
-def readers_of(calibration: Calibration, consumers: Sequence[Consumer], grams: Mapping[int, Gram]) -> list[Reader]:
-    """The products that read a dim, for `second_order`."""
-    graph = calibration.typed.graph
-    return [
-        reader(grams[c.linear.index].covariance, c.linear.matrix(graph.array(c.linear.weight)), c.rows)
-        for c in consumers
-    ]
-
-
 def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
-    """Order of removal and error of every width, for each dim. Dims that no product with constant weights sums over
-    (hidden units of recurrent layers, key channels) are ordered by weight norm, and lose that share of its square.
+    """Order of removal and error of every width, for each dim. Dims that no product sums over are ordered by weight
+    norm, and lose that share of its square.
     """
     wanted = list(dims)
+    read = [d for d in wanted if d in calibration.consumers or d in calibration.meetings]
     found: dict[Dim, Curve] = {}
-    for group in calibration.grouped(d for d in wanted if d in calibration.consumers):
-        grams = calibration.grams([c.linear for d in group for c in calibration.consumers[d]])
+    for group in calibration.grouped(read):
+        grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
+        seconds = calibration.seconds([m for d in group for m in calibration.meetings.get(d, [])])
         for d in group:
-            found[d] = sweep(readers_of(calibration, calibration.consumers[d], grams), d.size)
+            readers = [_reader(calibration, c, grams) for c in calibration.consumers.get(d, [])]
+            readers += [meeting(*seconds[m.index], m.units) for m in calibration.meetings.get(d, [])]
+            found[d] = sweep(readers, d.size)
     norms = l2(calibration.typed, [d for d in wanted if d not in found])
     return {d: found[d] if d in found else by_score(norms[d]) for d in wanted}
+
+
+def _reader(calibration: Calibration, c: Consumer, grams: Mapping[int, Gram]) -> Reader:
+    weight = calibration.typed.graph.array(c.linear.weight)
+    return reader(grams[c.linear.key].covariance, c.linear.matrix(weight), c.rows)
 
 
 def by_score(scores: NDArray[np.float64]) -> Curve:
@@ -67,10 +69,11 @@ def by_score(scores: NDArray[np.float64]) -> Curve:
 
 
 def measure(
-    calibration: Calibration, found: Mapping[Dim, Curve], feeds: Sequence[Feeds]
+    calibration: Calibration, found: Mapping[Dim, Curve], samples: int = PROBE_SAMPLES
 ) -> dict[Dim, tuple[Curve, Probe]]:
-    """Probe every dim on `feeds`, and scale its curve to what the outputs say."""
+    """Probe every dim on some samples, and scale its curve to what the outputs say."""
     graph = calibration.typed.graph
+    feeds = _first(calibration.feeds, samples)
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
@@ -98,7 +101,9 @@ def _without(calibration: Calibration, d: Dim, gone: NDArray[np.bool_], grams: M
                 array[(slice(None),) * axis + (index,)] = 0
     biases: dict[str, Array] = {}
     for c in calibration.consumers.get(d, []):
-        x, gram = c.linear, grams[c.linear.index]
+        x, gram = c.linear, grams[c.linear.key]
+        if isinstance(x, Gates):  # its weights stay as they are but for the rows that are zero
+            continue
         old = x.matrix(graph.array(x.weight)).astype(np.float64)
         rows = (c.rows >= 0) & gone[c.rows]
         new = refitted(gram.covariance, old, rows)
@@ -122,6 +127,18 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_]) -> Arra
     kept = ~gone
     made[:, kept] += np.linalg.solve(damped[:, kept][:, :, kept], damped[:, kept][:, :, gone] @ weights[:, gone])
     return made
+
+
+def _first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
+    """Feeds with about that many samples."""
+    taken: list[Feeds] = []
+    count = 0
+    for feed in feeds:
+        if count >= samples:
+            break
+        taken.append(feed)
+        count += max((a.shape[0] for a in feed.values() if a.ndim), default=1)
+    return taken
 
 
 def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[list[Any]]:

@@ -64,6 +64,18 @@ def reader(covariance: Array, matrix: Array, rows: NDArray[np.int64]) -> Reader:
     return Reader(inverse, w, rows[mine], 1 / max(energy, 1e-30))
 
 
+def meeting(first: Array, second: Array, units: NDArray[np.int64]) -> Reader:
+    """A product of two activations, a' b, from their second moments (G, K, K): when units go from both, the rest of a
+    can be mixed to make up for them, as weights can. What a multiplies counts as the input, a itself as the weights, of
+    which only the second moment matters.
+    """
+    groups = max(len(first), len(second))  # heads that share keys
+    first, second = (np.repeat(x, groups // len(x), 0) for x in (first, second))
+    level = np.maximum(np.trace(first, axis1=1, axis2=2) / first.shape[1], 1e-12)
+    root = np.linalg.cholesky(first + 1e-6 * level[:, None, None] * np.eye(first.shape[1]))
+    return reader(second, root, units)
+
+
 def sweep(readers: Sequence[Reader], size: int) -> Curve:
     """Remove all units of a dim of `size` units but one, cheapest first."""
     work = [_Elimination(r) for r in readers]
