@@ -8,12 +8,14 @@ units are not cut for that: readers ignore them, which is a change of weights on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxprune.calibration import Calibration, Consumer, Gram, units_along
 from onnxprune.criteria.magnitude import l2
@@ -69,51 +71,72 @@ def by_score(scores: NDArray[np.float64]) -> Curve:
 
 
 def measure(
-    calibration: Calibration, found: Mapping[Dim, Curve], samples: int = PROBE_SAMPLES
+    calibration: Calibration,
+    found: Mapping[Dim, Curve],
+    samples: int = PROBE_SAMPLES,
+    jobs: int = 1,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Dim, tuple[Curve, Probe]]:
-    """Probe every dim on some samples, and scale its curve to what the outputs say."""
+    """Probe every dim on some samples, and scale its curve to what the outputs say. `jobs` probes run at once, through
+    joblib, so that its back ends (processes, Dask, Ray) can spread them; `tell` hears how many are done.
+    """
     graph = calibration.typed.graph
     feeds = _first(calibration.feeds, samples)
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
-        for d in group:
-            curve = found[d]
-            gone = int(np.clip(np.searchsorted(curve.errors, PROBE_ERROR), 1, d.size - 1))
-            units = np.isin(np.arange(d.size), curve.order[:gone])
-            error = _relative(want, _outputs(_without(calibration, d, units, grams), feeds))
-            local = float(curve.errors[gone])
-            made[d] = Curve(curve.order, curve.errors * (error / max(local, 1e-12))), Probe(gone, local, error)
+        places = [_place(found[d]) for d in group]
+        tasks = (
+            delayed(_probe)(
+                graph, _without(calibration, d, np.isin(np.arange(d.size), found[d].order[:k]), grams), feeds, want
+            )
+            for d, k in zip(group, places, strict=True)
+        )
+        for d, gone, error in zip(group, places, Parallel(n_jobs=jobs, return_as="generator")(tasks), strict=True):
+            local = float(found[d].errors[gone])
+            made[d] = Curve(found[d].order, found[d].errors * (error / max(local, 1e-12))), Probe(gone, local, error)
+            tell(len(made), len(found))
     return {d: made[d] for d in found}
 
 
-def _without(calibration: Calibration, d: Dim, gone: NDArray[np.bool_], grams: Mapping[int, Gram]) -> Graph:
-    """The graph with every weight of some units zero, and their readers refitted."""
+def _place(curve: Curve) -> int:
+    """How many units are gone where a dim is probed."""
+    return int(np.clip(np.searchsorted(curve.errors, PROBE_ERROR), 1, len(curve.order) - 1))
+
+
+def _probe(
+    graph: Graph, changed: Mapping[str, TensorProto], feeds: Sequence[Feeds], want: Sequence[Sequence[Any]]
+) -> float:
+    """Error of the outputs with some constants changed."""
+    return _relative(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
+
+
+def _without(
+    calibration: Calibration, d: Dim, gone: NDArray[np.bool_], grams: Mapping[int, Gram]
+) -> dict[str, TensorProto]:
+    """Constants of the graph in which nothing makes or reads some units, and their readers are refitted."""
     graph = calibration.typed.graph
     arrays: dict[str, Array] = {}
-    for use in calibration.typed.uses:
-        for axis, e in enumerate(use.axes):
-            units = units_along(e, d) if d in set(atoms(e)) else np.empty(0, np.int64)
-            if units.size and graph.constants[use.tensor].data_type in FLOATS and use.tensor in graph.tensors:
-                array = arrays.setdefault(use.tensor, graph.array(use.tensor).copy())
-                index = np.flatnonzero((units >= 0) & gone[units])
-                array[(slice(None),) * axis + (index,)] = 0
-    biases: dict[str, Array] = {}
     for c in calibration.consumers.get(d, []):
         x, gram = c.linear, grams[c.linear.key]
-        if isinstance(x, Gates):  # its weights stay as they are but for the rows that are zero
+        if isinstance(x, Gates) or x.weight not in graph.tensors:  # only loses its rows
             continue
         old = x.matrix(graph.array(x.weight)).astype(np.float64)
-        rows = (c.rows >= 0) & gone[c.rows]
-        new = refitted(gram.covariance, old, rows)
-        if x.weight in graph.tensors:
-            arrays[x.weight] = x.unmatrix(new).astype(arrays.get(x.weight, old).dtype)
-        if x.bias in graph.tensors and x.bias:
+        new = refitted(gram.covariance, old, (c.rows >= 0) & gone[c.rows])
+        arrays[x.weight] = x.unmatrix(new).copy()
+        if x.bias in graph.tensors:
             change = np.einsum("gk,gko->go", gram.mean, old - new).reshape(-1) / x.beta
-            biases[x.bias] = (biases.get(x.bias, graph.array(x.bias)) + change).astype(graph.array(x.bias).dtype)
-    tensors = {n: tensor(n, a.astype(graph.array(n).dtype), graph.tensors[n]) for n, a in {**arrays, **biases}.items()}
-    return graph.replace(tensors={**graph.tensors, **tensors})
+            arrays[x.bias] = arrays.get(x.bias, graph.array(x.bias)) + change
+    for use in calibration.typed.uses:
+        if graph.constants[use.tensor].data_type not in FLOATS or use.tensor not in graph.tensors:
+            continue
+        for axis, e in enumerate(use.axes):
+            if d in atoms(e):
+                units = units_along(e, d)
+                array = arrays.setdefault(use.tensor, graph.array(use.tensor).copy())
+                array[(slice(None),) * axis + (np.flatnonzero((units >= 0) & gone[units]),)] = 0
+    return {n: tensor(n, a.astype(graph.array(n).dtype), graph.tensors[n]) for n, a in arrays.items()}
 
 
 def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_]) -> Array:
@@ -147,12 +170,15 @@ def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[list[Any]]:
 
 
 def _relative(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
-    """Squared error over the squared deviation of the outputs from their mean, summed over float outputs."""
+    """Squared error over the squared deviation of the outputs from their mean, the mean over float outputs."""
     errors = []
     for left, right in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True):
         if not isinstance(left[0], np.ndarray) or left[0].dtype.kind != "f":
             continue
-        a = np.concatenate([x.reshape(x.shape[0], -1) for x in left]).astype(np.float64)
-        b = np.concatenate([x.reshape(x.shape[0], -1) for x in right]).astype(np.float64)
-        errors.append(float(np.square(a - b).sum() / max(np.square(a - a.mean(0)).sum(), 1e-30)))
+        noise = signal = 0.0
+        for x, y in zip(left, right, strict=True):
+            a, b = (np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0) for v in (x, y))
+            noise += float(np.square(a - b).sum())
+            signal += float(np.square(a - (a.mean(0) if a.ndim and len(a) > 1 else a.mean())).sum()) if a.size else 0.0
+        errors.append(noise / max(signal, 1e-30))
     return float(np.mean(errors)) if errors else 0.0

@@ -1,0 +1,76 @@
+"""Curves of whole models: what is probed, and what a dim without products gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxprune import sessions
+from onnxprune.calibration import Calibration
+from onnxprune.graph import Graph
+from onnxprune.inference import infer
+from onnxprune.passes.prune import cut
+from onnxprune.reading import load
+from onnxprune.sensitivity import curves, measure
+from onnxprune.sessions import Feeds
+from onnxprune.trace import trace
+from tests.common import build
+from tests.test_recovery import error, feeds_of
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+TWO = """(float[n,6] x) => (float[n,4] y) <float[6,8] a, float[8] b, float[8,10] c, float[10] d, float[10,4] e> {
+    h = Gemm(x, a, b) r = Relu(h) k = Gemm(r, c, d) s = Relu(k) y = MatMul(s, e) }"""
+
+
+def calibrated(graph: Graph, feeds: list[Feeds]) -> Calibration:
+    return Calibration(infer(graph, trace(graph)), feeds, sum(len(next(iter(f.values()))) for f in feeds))
+
+
+def random_data(count: int) -> list[Feeds]:
+    rng = np.random.default_rng(0)
+    return [{"x": rng.normal(size=(32, 6)).astype(np.float32)} for _ in range(count)]
+
+
+def test_a_probe_is_the_error_of_the_cut_model_with_refitted_readers() -> None:
+    """The last hidden layer: units that are cut, and the product that reads them refitted, give the probe's error."""
+    graph = load(build(TWO))
+    calibration = calibrated(graph, random_data(8))
+    found = measure(calibration, curves(calibration, [d.dim for d in calibration.typed.prunable]), samples=256)
+    assert [d.size for d in found] == [8, 10]
+    d = next(d for d in found if d.size == 10)
+    curve, probe = found[d]
+    mask = ~np.isin(np.arange(10), curve.order[: probe.gone])
+    pruned = cut(calibration.typed, {d: mask})
+    plain = error(graph, pruned, random_data(8)) ** 2
+    assert 0 < probe.output < plain
+    x = np.concatenate([sessions.run(sessions.watched(graph, ["s"]).to_proto(), f)["s"] for f in random_data(8)])
+    y = x @ graph.array("e")
+    kept = np.concatenate([x[:, mask], np.ones((len(x), 1))], 1)
+    best = kept @ np.linalg.lstsq(kept, y, rcond=None)[0]  # with a bias, which the model has no place for
+    assert probe.output > np.square(best - y).sum() / np.square(y - y.mean(0)).sum() * 0.99
+    assert curve.errors[probe.gone] == pytest.approx(probe.output)
+
+
+def test_probes_in_parallel_say_the_same() -> None:
+    graph = load(build(TWO))
+    said = []
+    for jobs in (1, 2):
+        calibration = calibrated(graph, random_data(2))
+        made = measure(calibration, curves(calibration, [d.dim for d in calibration.typed.prunable]), jobs=jobs)
+        said.append([probe for _, probe in made.values()])
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("name", ("mnist_vit", "langid_gru"))
+def test_every_dim_of_real_models_has_a_curve(name: str) -> None:
+    graph = load(MODELS / f"{name}.onnx")
+    calibration = calibrated(graph, feeds_of(graph, f"{name}.calib.npz", 64))
+    dims = [d.dim for d in calibration.typed.prunable]
+    found = curves(calibration, dims)
+    assert list(found) == dims
+    for d, curve in found.items():
+        assert sorted(curve.order) == list(range(d.size)) and len(curve.errors) == d.size + 1
+        assert curve.errors[0] == 0 and (np.diff(curve.errors) >= 0).all() and curve.errors[-1] > 0
+
