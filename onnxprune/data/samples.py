@@ -45,8 +45,10 @@ class Samples:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InputError(f"samples must be a whole number of at least 1, got {limit!r}")
         if isinstance(data, Samples):
+            limit = min((n for n in (limit, data.limit) if n is not None), default=None)
             data = data.data
         self.data: RawData = data
+        self.limit: int | None = limit
         self.is_random = isinstance(data, str) and data == RANDOM
         self._inputs = graph.inputs
         self._fixed = _fixed_batch(graph.inputs)
@@ -58,7 +60,9 @@ class Samples:
         if opens_again(data):
             self._chosen = self._choose(list(found()))
         elif isinstance(data, Iterator):
-            self._chosen = self._choose(list(self._until_enough(found())))
+            held = list(self._until_enough(found()))
+            self.data = [r.open() for r in held]  # type: ignore[misc]  # what is given is never packed
+            self._chosen = self._choose(held)
         else:
             self._stream = found
 
@@ -146,6 +150,9 @@ class Samples:
                 if not room:
                     yield _merged(held)
                     held = []
+            if held:  # waits for others: without what it is a view of
+                held[-1] = {n: a.copy() for n, a in held[-1].items()}
+            del arrays, found
         if held and not self._fixed:
             yield _merged(held)
 
