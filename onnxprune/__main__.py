@@ -13,30 +13,46 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from onnxprune import api, operators
-from onnxprune.config import read_config
-from onnxprune.data import load_feeds
 from onnxprune.errors import GateError, InputError
-from onnxprune.feeds import Binding, random_feeds, running_shapes
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
+from onnxprune.options import (
+    Config,
+    Data,
+    Json,
+    Metric,
+    Model,
+    NoCheck,
+    Original,
+    Output,
+    Pruned,
+    Quiet,
+    Samples,
+    Seed,
+    TestData,
+    Verbose,
+    for_run,
+    merged,
+    source,
+)  # fmt: skip
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.reading import blaming, load
 from onnxprune.report import terminal
-from onnxprune.sessions import Feeds, Runnable, program
+from onnxprune.report.report import finite
+from onnxprune.sessions import program
 from onnxprune.validate import latency, numerics
 from onnxprune.version import __version__
 from onnxprune.writing import write_atomic
 
-BUDGETS = ("ratio", "macs", "params", "lossless")
 INTERRUPTED = 130
 GC_OBJECTS = 100_000  # new objects between two collections
 
@@ -47,20 +63,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make trained ONNX models smaller and faster by removing filters, neurons, heads, hidden units; and prove it.",
 )
-
-Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model.", show_default=False)]
-Output = Annotated[
-    Path | None, typer.Option("-o", "--output", metavar="OUT.onnx", help="Where to write the pruned model.")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE.npz|DIR", help="Real inputs for the checks: arrays named like the model's inputs."),
-]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the random inputs.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every cut and the time of each pass.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
-NoCheck = Annotated[bool, typer.Option("--no-check", help="Skip the surgery check and all measurements.")]
 
 
 def _version(wanted: bool) -> None:
@@ -104,6 +106,9 @@ def prune(
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave these dims alone.")] = None,
     data: Data = None,
+    test_data: TestData = None,
+    samples: Samples = None,
+    metric: Metric = None,
     seed: Seed = None,
     json_file: Json = None,
     no_check: NoCheck = False,
@@ -115,35 +120,26 @@ def prune(
         str | None, typer.Option(metavar="TEXT", help="A pipeline of passes instead of the default one.")
     ] = None,
     verify_each: Annotated[bool, typer.Option("--verify-each", help="Check the model after each pass.")] = False,
-    config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Read options from a file; those given here win.")
-    ] = None,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Remove units from a model. Give exactly one budget: --ratio, --macs, --params or --lossless."""
     given = {
         "ratio": ratio, "macs": macs, "params": params, "lossless": lossless, "scope": scope, "criterion": criterion,
-        "round_to": round_to, "include": include, "exclude": exclude, "data": data, "seed": seed, "json": json_file,
-        "check": False if no_check else None, "passes": passes,
+        "round_to": round_to, "include": include, "exclude": exclude, "data": data, "test_data": test_data,
+        "samples": samples, "metric": metric, "seed": seed, "json": json_file, "check": False if no_check else None,
+        "passes": passes,
     }  # fmt: skip
-    options = _merged(read_config(config) if config else {}, {k: v for k, v in given.items() if v not in (None, [])})
+    options = merged(config, given)
     if not dry_run:
         _require_output(output)
     report_path = Path(options["json"]) if "json" in options else None
-    _check_paths((model, config, options.get("data")), output, report_path, plan_file)
+    _check_paths((model, config, options.get("data"), options.get("test_data")), output, report_path, plan_file)
     budget = _budget(options)
     with _progress(quiet) as step:
         result = api.run(
-            load(model),
-            budget=budget,
-            data=options.get("data"),
-            seed=options.get("seed", 0),
-            check=options.get("check", True),
-            passes=options.get("passes"),
-            dry_run=dry_run,
-            verify_each=verify_each,
-            progress=step,
+            load(model), budget=budget, dry_run=dry_run, verify_each=verify_each, progress=step, **for_run(options)
         )
         _write(result, None if dry_run else output, report_path, plan_file)
     out = terminal.console(quiet)
@@ -162,15 +158,22 @@ def apply(
     model: Model,
     output: Output = None,
     data: Data = None,
+    test_data: TestData = None,
+    samples: Samples = None,
+    metric: Metric = None,
     seed: Seed = None,
     json_file: Json = None,
     no_check: NoCheck = False,
+    config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
     """Carry out a saved plan on the model that it was made for."""
     _require_output(output)
-    _check_paths((plan, model, data), output, json_file)
+    given = {"data": data, "test_data": test_data, "samples": samples, "metric": metric, "seed": seed}
+    options = merged(config, {**given, "check": False if no_check else None})
+    options.pop("passes", None)  # a plan is carried out by the default ones
+    _check_paths((plan, model, config, options.get("data"), options.get("test_data")), output, json_file)
     try:
         loaded = Plan.from_json(plan.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -181,7 +184,7 @@ def apply(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
         )
     with _progress(quiet) as step:
-        result = api.run(graph, plan=loaded, data=data, seed=seed or 0, check=not no_check, progress=step)
+        result = api.run(graph, plan=loaded, progress=step, **for_run(options))
         _write(result, output, json_file, None)
     terminal.show_report(terminal.console(quiet), result.report, model.name, output.name if output else "", verbose)
 
@@ -198,57 +201,61 @@ def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
 
 @app.command()
 def check(
-    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", show_default=False)],
-    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", show_default=False)],
+    original: Original,
+    pruned: Pruned,
     data: Data = None,
+    samples: Samples = None,
+    metric: Metric = None,
     seed: Seed = None,
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare the outputs of two models on the same inputs."""
-    _check_paths((original, pruned, data), json_file)
-    before, after, feeds = _pair(original, pruned, data, seed or 0)
+    """Compare the outputs of two models on the same inputs, and what a metric says of both."""
+    options = merged(config, {"test_data": data, "metric": metric, "seed": seed})
+    _check_paths((original, pruned, config, data), json_file)
+    chosen = source(options, "test_data", "data")
     with _progress(quiet) as step:
+        before, after = _pair(original, pruned)
         step("running both models")
-        names, want = _run(before, feeds, original)
-        _, got = _run(after, feeds, pruned)
-    table = numerics.compare(names, want, got)
-    if not table:
-        raise InputError(f"{original} and {pruned} have no output of equal shape to compare")
+        table, readings = api.compare(
+            before, after, data=chosen, samples=samples, metric=options.get("metric"), seed=options.get("seed", 0),
+            titles=(str(original), str(pruned)),
+        )  # fmt: skip
     if json_file:
-        write_atomic(json_file, json.dumps(table, indent=1).encode())
-    terminal.show_numerics(terminal.console(quiet), table, str(data) if data else "random inputs")
+        found = {"metrics": [asdict(r) for r in readings], **table}
+        write_atomic(json_file, json.dumps(finite(found), indent=1).encode())
+    terminal.show_numerics(terminal.console(quiet), table, "random inputs" if chosen is None else str(chosen))
+    terminal.show_metrics(terminal.console(quiet), readings)
 
 
 @app.command()
 def bench(
-    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", show_default=False)],
-    pruned: Annotated[Path, typer.Argument(metavar="PRUNED", show_default=False)],
+    original: Original,
+    pruned: Pruned,
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
     data: Data = None,
     seed: Seed = None,
     json_file: Json = None,
+    config: Config = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare the latency of two models: interleaved runs, paired ratio, 95 % interval."""
-    _check_paths((original, pruned, data), json_file)
-    before, after, feeds = _pair(original, pruned, data, seed or 0)
-    for content, path in ((before, original), (after, pruned)):
-        _run(content, feeds[:1], path)
+    options = merged(config, {"data": data, "seed": seed})
+    seed = options.get("seed", 0)
+    _check_paths((original, pruned, config, data), json_file)
     with _progress(quiet) as step:
         step("timing both models in turn")
-        found = latency.bench(before, after, feeds[0], seconds, threads, seed or 0)
+        before, after = _pair(original, pruned)
+        models = program(before), program(after)
+        feeds = next(iter(api.inputs(before, source(options, "data"), None, seed)))[0]
+        for model, path in zip(models, (original, pruned), strict=True):
+            numerics.runner(model, str(path), "these inputs or data")(feeds)
+        found = latency.bench(*models, feeds, seconds, threads, seed)
     if json_file:
         write_atomic(json_file, json.dumps(found.to_dict(), indent=1).encode())
     terminal.show_latency(terminal.console(quiet), found, (original.name, pruned.name))
-
-
-def _merged(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Options of the config, those of the command line over them; a budget given there replaces the config's."""
-    if any(n in given for n in BUDGETS):
-        config = {n: v for n, v in config.items() if n not in BUDGETS}
-    return config | given
 
 
 @app.command()
@@ -319,22 +326,13 @@ def _typed(graph: Graph) -> TypedGraph:
         return state.typed
 
 
-def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[Runnable, Runnable, list[Feeds]]:
+def _pair(original: Path, pruned: Path) -> tuple[Graph, Graph]:
     first, second = load(original), load(pruned)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:
         raise InputError(f"{original} and {pruned} have different inputs")
     if len(first.outputs) != len(second.outputs):
         raise InputError(f"{original} and {pruned} have different outputs")
-    feeds = load_feeds(first, data, api.NUMERIC_SAMPLES) if data else []
-    feeds = feeds or [random_feeds(first, Binding(running_shapes(first, seed)), seed)]
-    return program(first), program(second), feeds
-
-
-def _run(model: Runnable, feeds: list[Feeds], path: Path) -> tuple[list[str], list[list[Any]]]:
-    try:
-        return numerics.outputs(model, feeds)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise InputError(f"ONNX Runtime does not run {path} on these inputs or data: {error}") from error
+    return first, second
 
 
 @contextmanager

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from onnx import ModelProto
 
 from onnxprune import cost
-from onnxprune.data import DataLike, load_feeds
+from onnxprune.data import SAMPLES, DataLike, Labels, Samples, sample_count
 from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
-from onnxprune.feeds import batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
 from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, Pass, PassManager, PassResult, State, parse
+from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, AbsorbConstants
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
@@ -31,8 +32,8 @@ from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
-NUMERIC_SAMPLES = 256  # for the comparison with the original
 RANDOM_FEEDS = 2  # one of each kind
+NO_DATA = "a metric needs data to be measured on: give --data"
 Progress = Callable[[str], None]
 
 
@@ -67,6 +68,9 @@ def prune(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     data: DataLike | None = None,
+    test_data: DataLike | None = None,
+    samples: int = SAMPLES,
+    metric: MetricLike | None = None,
     seed: int = 0,
     check: bool = True,
     passes: str | None = None,
@@ -82,27 +86,45 @@ def prune(
         criterion: "l1" or "l2" norm of the weights that carry a unit.
         round_to: keep a multiple of this many units in every dim.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
-        data: inputs for the checks: an .npz or .npy file, a folder of them, a dict of arrays or several such dicts.
+        data: real inputs: an .npz or .npy file, a folder of them, an `ImageFolder`, a dict of arrays, an iterable of
+            such dicts, or "random". Arrays that are no input are labels.
+        test_data: other data for the checks and the metric, used in full; default: what is taken of `data`.
+        samples: how many samples of `data` are used, spread evenly over it; 64 to 1,024 are useful.
+        metric: what is measured before and after: a name (`onnxprune.metrics.METRICS`), `module:function`, or a
+            function (see `onnxprune.metrics`). Default: top1 where that is possible, else the relative L2 error.
         seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
 
     Raises:
-        InputError: the model, an option or the data cannot be used.
+        InputError: the model, an option, the data or the metric cannot be used.
         GateError: the surgery check failed; the result must not be used.
     """
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, lossless=lossless, scope=scope, criterion=criterion,
         round_to=round_to, include=_patterns(include), exclude=_patterns(exclude),
     )  # fmt: skip
-    return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
+    return run(
+        load(model), budget=budget, data=data, test_data=test_data, samples=samples, metric=metric, seed=seed,
+        check=check, passes=passes,
+    )  # fmt: skip
 
 
 def apply(
-    model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True
+    model: ModelLike,
+    plan: Plan,
+    *,
+    data: DataLike | None = None,
+    test_data: DataLike | None = None,
+    samples: int = SAMPLES,
+    metric: MetricLike | None = None,
+    seed: int = 0,
+    check: bool = True,
 ) -> PruneResult:
-    """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
-    return run(load(model), plan=plan, data=data, seed=seed, check=check)
+    """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
+    return run(
+        load(model), plan=plan, data=data, test_data=test_data, samples=samples, metric=metric, seed=seed, check=check
+    )
 
 
 def choose_budget(passes: str | None, **options: Any) -> Budget | None:
@@ -127,6 +149,9 @@ def run(
     budget: Budget | None = None,
     plan: Plan | None = None,
     data: DataLike | None = None,
+    test_data: DataLike | None = None,
+    samples: int = SAMPLES,
+    metric: MetricLike | None = None,
     seed: int = 0,
     check: bool = True,
     passes: str | None = None,
@@ -138,15 +163,17 @@ def run(
     """The flow behind `prune` and `apply`, with the command line's further options."""
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
-    feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
+    given, tests = _samples(graph, data, test_data, samples, seed)
+    if metric is not None and tests is None:
+        raise InputError(NO_DATA)
     foreign = foreign_operators(graph)
     check = check and not foreign
     default = LOSSLESS if budget is not None and budget.lossless else DEFAULT
     steps = parse(default if passes is None else passes, PASSES)
     with blaming(graph):
-        shapes = {n: a.shape for n, a in feeds[0].items()} if feeds else running_shapes(graph, seed) if check else {}
-        state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
+        state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
         binding = state.facts.binding
+        facts = _look(graph, binding, tests, metric, seed, progress) if check and not dry_run else None
         results = PassManager(steps, verify_each).run(state, progress)
         typed = state.cuts[0].typed if state.cuts else state.typed
         done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
@@ -155,20 +182,116 @@ def run(
         report = _describe(graph, state, typed, results, batch)
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
-        if foreign:
-            report.notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
-        if check and not dry_run:
-            random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+        report.notes += _notes(foreign, given, tests)
+        if facts:
             base = (
                 None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             )  # else its biases are other ones
-            exact = _is_lossless(steps, budget)
-            _prove(report, graph, base, state.cuts, pruned, random, feeds, exact, progress)
+            _prove(report, facts, state.cuts, pruned, base, progress)
+            _measure(report, facts, pruned, _is_lossless(steps, budget), progress)
             progress("latency")
-            report.latency_ms = latency.bench(
-                program(graph), program(pruned), (feeds or random)[0], bench_seconds, seed=seed
-            )
+            feeds = next(iter(tests), {}) if tests else facts.random[0]
+            report.latency_ms = latency.bench(program(graph), program(pruned), feeds, bench_seconds, seed=seed)
     return PruneResult(pruned, done, report)
+
+
+def _samples(
+    graph: Graph, data: DataLike | None, test_data: DataLike | None, samples: int, seed: int
+) -> tuple[Samples | None, Samples | None]:
+    """Samples of the data, and those that checks and metrics are made on: all of `test_data`, else the same."""
+    given = None if data is None else Samples(graph, data, samples, seed)
+    return given, given if test_data is None else Samples(graph, test_data, None, seed)
+
+
+def _shapes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> dict[str, tuple[int, ...]]:
+    """Input shapes to start from: those of the data, else some that run."""
+    if samples is not None:
+        return {n: a.shape for n, a in next(iter(samples)).items()}
+    return running_shapes(graph, seed) if check else {}
+
+
+def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
+    notes = []
+    if foreign:
+        notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
+    if any(d is not None and d.is_random for d in data):
+        notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
+    return notes
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `tests`: the
+    data that results are measured on, if there is any.
+    """
+
+    random: list[Feeds]
+    tests: Samples | None
+    original: numerics.Original
+    yardstick: Yardstick | None
+
+    @property
+    def measured_on(self) -> str:
+        return "random inputs" if self.tests is None or self.tests.is_random else "data"
+
+    def surgery_feeds(self) -> list[Feeds]:
+        """The random inputs, and some of the data."""
+        picked, count = list(self.random), 0
+        for feeds in self.tests or ():
+            picked.append(feeds)
+            count += sample_count(feeds)
+            if count >= CHECK_SAMPLES:
+                break
+        return picked
+
+
+def _look(
+    graph: Graph, binding: Binding, tests: Samples | None, metric: MetricLike | None, seed: int, progress: Progress
+) -> _Facts:
+    """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
+    progress("running the original")
+    random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+    on = "the random inputs" if tests is None else "the data"
+    pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
+    original = numerics.Original(partial(program, graph), pairs, on=on)
+    if tests is None:
+        original.watch(None, [])
+    return _Facts(random, tests, original, None if tests is None else Yardstick(original, metric))
+
+
+def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) -> Iterable[tuple[Feeds, Labels]]:
+    """Labelled feeds from the data, else one at random that the model runs with."""
+    if data is None:
+        return [(random_feeds(graph, Binding(running_shapes(graph, seed)), seed), {})]
+    return Samples(graph, data, samples, seed).labelled
+
+
+def compare(
+    original: Graph,
+    pruned: Graph,
+    *,
+    data: DataLike | None = None,
+    samples: int | None = None,
+    metric: MetricLike | None = None,
+    seed: int = 0,
+    titles: tuple[str, str] = ("the original", "the pruned model"),
+) -> tuple[dict[str, dict[str, float | None]], list[Reading]]:
+    """Errors per output on the data (all of it, or `samples`) or on random inputs, and what the metric says of both."""
+    if metric is not None and data is None:
+        raise InputError(NO_DATA)
+    on = "these inputs or data"
+    feeds = inputs(original, data, samples, seed)
+    reference = numerics.Original(partial(program, original), feeds, titles[0], on)
+    comparison, readings = numerics.Comparison(), []
+    if data is None:
+        reference.watch(numerics.runner(program(pruned), titles[1], on), [comparison])
+    else:
+        yardstick = Yardstick(reference, metric)
+        readings = [yardstick.read("original"), yardstick.read("pruned", program(pruned), [comparison], titles[1])]
+    table = comparison.table()
+    if not table:
+        raise InputError(f"{titles[0]} and {titles[1]} have no output of equal shape to compare")
+    return table, readings
 
 
 def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult], batch: int) -> Report:
@@ -203,28 +326,11 @@ def _is_lossless(steps: Sequence[Pass], budget: Budget | None) -> bool:
 
 
 def _prove(
-    report: Report,
-    graph: Graph,
-    base: Graph | None,
-    cuts: Sequence[Cut],
-    pruned: Graph,
-    random: list[Feeds],
-    feeds: list[Feeds],
-    lossless: bool,
-    progress: Progress,
+    report: Report, facts: _Facts, cuts: Sequence[Cut], pruned: Graph, base: Graph | None, progress: Progress
 ) -> None:
-    """The surgery check, against `base` with masks (the folded graph if None), then the comparison with the original;
-    GateError if the result must not be used.
-    """
-    progress("running the original")
-    inputs = feeds or random
-    report.numerics_on = "data" if feeds else "random inputs"
-    try:
-        names, before = numerics.outputs(program(graph), inputs)
-    except Exception as error:  # ONNX Runtime's own exceptions share no base class
-        raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
+    """The surgery check, against `base` with masks (the folded graph if None); GateError if it failed."""
     progress("surgery check")
-    tried = random + _some(feeds, CHECK_SAMPLES)
+    tried = facts.surgery_feeds()
     verdicts = []
     for k, cut in enumerate(cuts):
         last = k == len(cuts) - 1
@@ -242,30 +348,31 @@ def _prove(
             f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )
+
+
+def _measure(report: Report, facts: _Facts, pruned: Graph, lossless: bool, progress: Progress) -> None:
+    """Compare with the original and read the metric, in one run; GateError if a lossless cut changed the outputs."""
     progress("comparison with the original")
-    _, after = numerics.outputs(program(pruned), inputs)
-    report.numerics = numerics.compare(names, before, after)
-    if lossless:
-        _require_equal(report, before, after)
-
-
-def _require_equal(report: Report, before: list[list[Any]], after: list[list[Any]]) -> None:
-    error = max(
-        (relative_error(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)),
-        default=0.0,
-    )
+    comparison, largest = numerics.Comparison(), _LargestError()
+    if facts.yardstick is None:
+        facts.original.watch(numerics.runner(program(pruned)), [comparison, largest])
+    else:
+        report.metrics.append(facts.yardstick.read("original"))
+        report.metrics.append(facts.yardstick.read("removed", program(pruned), [comparison, largest]))
+    report.numerics, report.numerics_on = comparison.table(), facts.measured_on
     limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
-    if error > limit:
+    if lossless and largest.error > limit:
         raise GateError(
-            f"lossless pruning changed the outputs by {error:.2g} (limit {limit:.0e}): nothing was saved", report
+            f"lossless pruning changed the outputs by {largest.error:.2g} (limit {limit:.0e}): nothing was saved",
+            report,
         )
 
 
-def _some(feeds: list[Feeds], samples: int) -> list[Feeds]:
-    count, picked = 0, []
-    for feed in feeds:
-        if count >= samples:
-            break
-        picked.append(feed)
-        count += max((a.shape[0] for a in feed.values() if a.ndim), default=1)
-    return picked
+class _LargestError:
+    """A watcher: the largest relative error of any output on any feed."""
+
+    error = 0.0
+
+    def add(self, want: numerics.Outputs, got: numerics.Outputs, labels: Labels) -> None:
+        for a, b in zip(want.values(), got.values(), strict=True):
+            self.error = max(self.error, relative_error(a, b))

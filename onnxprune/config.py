@@ -1,12 +1,16 @@
-"""Options from a TOML file: the keys of `onnxprune prune`, at the top level or in a table `[prune]`."""
+"""Options from a TOML file: the keys of `onnxprune prune`, at the top level or in a table `[prune]`; and a table
+`[data]` that says where the data is (`path`, `test`, `samples`) and how images are read (`Preprocessing`).
+"""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from onnxprune.data import Preprocessing
 from onnxprune.errors import InputError
 
 NUMBER, PATTERNS = (float, int), (list, str)
@@ -14,14 +18,15 @@ KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("ratio", "macs", "params"), NUMBER),
     **dict.fromkeys(("include", "exclude"), PATTERNS),
     **dict.fromkeys(("lossless", "check"), (bool,)),
-    **dict.fromkeys(("round_to", "seed"), (int,)),
-    **dict.fromkeys(("scope", "criterion", "data", "passes", "json"), (str,)),
+    **dict.fromkeys(("round_to", "samples", "seed"), (int,)),
+    **dict.fromkeys(("scope", "criterion", "data", "test_data", "metric", "passes", "json"), (str,)),
 }
+DATA = {"path": "data", "test": "test_data", "samples": "samples"}  # keys of [data], and the options that they are
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options of a config file by name. InputError if it cannot be read, is not TOML, or has an unknown or ill-typed
-    key.
+    """Options of a config file by name; a table [data] gives `images`, a `Preprocessing`, too. InputError if it cannot
+    be read, is not TOML, or has an unknown or ill-typed key.
     """
     try:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -32,8 +37,31 @@ def read_config(path: Path) -> dict[str, Any]:
     table = data.get("prune", {})
     if not isinstance(table, dict):
         raise InputError(f"the config {path} gives 'prune' a {type(table).__name__}: write a table [prune]")
+    flat = {**{k: v for k, v in data.items() if k != "prune"}, **table}
+    stated = data.get("data")
+    if not isinstance(stated, dict):
+        return _options(path, flat)
+    if "data" not in table:
+        del flat["data"]
+    where = {DATA[k]: v for k, v in stated.items() if k in DATA}
+    if twice := sorted(where.keys() & {k.replace("-", "_") for k in flat}):
+        raise InputError(f"the config {path} gives {', '.join(twice)} twice: in the table [data] and outside")
+    return {**_options(path, {**flat, **where}), "images": _preprocessing(path, stated)}
+
+
+def _preprocessing(path: Path, stated: Mapping[str, Any]) -> Preprocessing:
+    known = [f.name for f in fields(Preprocessing)]
+    if unknown := next((k for k in stated if k not in known and k not in DATA), None):
+        raise InputError(f"the config {path} has an unknown key {unknown!r} in [data]: choose from {[*DATA, *known]}")
+    try:
+        return Preprocessing(**{k: v for k, v in stated.items() if k in known})
+    except InputError as error:
+        raise InputError(f"the config {path}: {error}") from error
+
+
+def _options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in {**{k: v for k, v in data.items() if k != "prune"}, **table}.items():
+    for key, value in given.items():
         name = key.replace("-", "_")
         if name not in KINDS:
             raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")

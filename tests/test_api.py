@@ -224,7 +224,8 @@ def test_signature() -> None:
     """As the issue states it."""
     stated = {
         "ratio": None, "macs": None, "params": None, "lossless": False, "scope": "global", "criterion": "l2",
-        "round_to": 1, "include": (), "exclude": (), "data": None, "seed": 0, "check": True, "passes": None,
+        "round_to": 1, "include": (), "exclude": (), "data": None, "test_data": None, "samples": 512,
+        "metric": None, "seed": 0, "check": True, "passes": None,
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters
     assert {n: p.default for n, p in found.items() if n != "model"} == stated
@@ -274,6 +275,9 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"ratio": 0.5, "data": 3}, "data"),
     ({"ratio": 0.5, "data": [3]}, "data"),
     ({"ratio": 0.5, "data": []}, "no samples"),
+    ({"ratio": 0.5, "data": {"x": np.zeros((2, 4), np.float32)}, "samples": 0}, "samples"),
+    ({"ratio": 0.5, "metric": "rel-l2"}, "data"),
+    ({"ratio": 0.5, "data": "random", "metric": "luck"}, "luck"),
     ({"ratio": 0.5, "data": {"x": [[1.0] * 4]}}, "float64"),
 ]
 

@@ -198,6 +198,11 @@ BAD_OPTIONS = [
     ("--ratio 0.5 --fast", "--fast"),
     ("--ratio 0.5 extra", "extra"),
     ("--ratio 0.5 --data gone.npz", "gone.npz"),
+    ("--ratio 0.5 --test-data gone.npz", "gone.npz"),
+    ("--ratio 0.5 --data random --samples 0", "--samples"),
+    ("--ratio 0.5 --data random --metric luck", "luck"),
+    ("--ratio 0.5 --data random --metric top1", "labels"),
+    ("--ratio 0.5 --metric rel-l2", "--data"),
     ("--ratio 0.5 --config gone.toml", "gone.toml"),
 ]
 
@@ -219,6 +224,9 @@ BAD_COMMANDS = [
     (["check", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
     (["bench", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
     (["inspect", "in.onnx", "--json", "in.onnx"], "in.onnx"),
+    (["check", "in.onnx", "in.onnx", "--metric", "rel-l2"], "--data"),
+    (["check", "in.onnx", "in.onnx", "--data", "random", "--metric", "gone:f"], "gone"),
+    (["check", "in.onnx", "in.onnx", "--config", "gone.toml"], "gone.toml"),
 ]
 
 
@@ -286,6 +294,13 @@ BAD_CONFIGS = [
     ("[prune]\nspeed = 1", "speed"),
     ("[report]\nratio = 0.5", "report"),
     ("ratio = 0.5\njson = 'gone/report.json'", "gone"),
+    ("ratio = 0.5\n[data]\nsize = 5", "height, width"),
+    ("ratio = 0.5\n[data]\nsizes = [5, 5]", "sizes"),
+    ("ratio = 0.5\n[data]\npath = 1", "data"),
+    ("samples = 64\n[prune]\nratio = 0.5\n[data]\nsamples = 64", "twice"),
+    ("[prune]\nratio = 0.5\ndata = 'a.npz'\n[data]\npath = 'b.npz'", "twice"),
+    ("ratio = 0.5\n[data]\npath = 'gone.npz'", "gone.npz"),
+    ("ratio = 0.5\ndata = 'random'\nsamples = 0", "samples"),
 ]
 
 
@@ -447,8 +462,11 @@ def test_prune_report_check_bench(box: Box, capsys: pytest.CaptureFixture[str], 
     onnx.checker.check_model(onnx.load_from_string(made), full_check=True)
 
     assert box("check", model, "out.onnx", "--data", data, "--json", "c.json") == 0
-    checked = json.loads((box.root / "c.json").read_text())["logits"]
-    assert checked == pytest.approx(report["numerics"]["logits"], rel=1e-3, abs=1e-3)
+    found = json.loads((box.root / "c.json").read_text())
+    assert found["logits"] == pytest.approx(report["numerics"]["logits"], rel=1e-3, abs=1e-3)
+    before, after = report["metrics"]
+    assert after == {**before, "stage": "removed", "value": after["value"], "drop": after["value"]}
+    assert found["metrics"] == [before, {**after, "stage": "pruned"}]
     assert box("bench", model, "out.onnx", "--seconds", "0.1", "--json", "b.json") == 0
     assert set(json.loads((box.root / "b.json").read_text())) >= REPORT_KEYS["latency_ms"]
     assert "logits" in capsys.readouterr().out
@@ -572,6 +590,7 @@ def test_help_names_every_option_of_the_issue(capsys: pytest.CaptureFixture[str]
     assert main(["prune", "--help"]) == 0
     out = capsys.readouterr().out
     names = "--ratio --macs --params --lossless --scope --criterion --round-to --include --exclude --data --seed --json"
+    names += " --test-data --samples --metric"
     for option in f"{names} --no-check --dry-run --passes --config --plan --verify-each -o -v -q".split():
         assert option in out, option
 

@@ -18,15 +18,17 @@ LAYERS = (
     "graph writing evaluate contrib quantization",
     "sessions reading",
     "feeds",
+    "data",
     "trace",
     "rules",
     "inference naming operators",
     "cost constancy lossless criteria",
     "plan",
     "manager",
-    "passes data validate",
+    "passes validate metrics",
     "report",
     "api config",
+    "options",
     "__main__",
 )
 RANK = {name: k for k, line in enumerate(LAYERS) for name in line.split()}

@@ -1,4 +1,4 @@
-"""What the README says is run: its Python block, its commands, and the options that it names."""
+"""What the README says is run: its Python block, its commands, its configs, and the options that it names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from onnxprune.__main__ import main
+from onnxprune.config import read_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +35,14 @@ def test_commands(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in commands:
         assert main(shlex.split(command)) == 0, command
     assert capsys.readouterr().err == ""
+
+
+def test_configs_are_read(tmp_path: Path) -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", README, re.S)
+    assert len(blocks) == 2
+    for text in blocks:
+        (tmp_path / "c.toml").write_text(text)
+        assert "data" in read_config(tmp_path / "c.toml")
 
 
 def test_first_command_prints_what_is_shown(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnxruntime
 
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassResult
+from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
 from onnxprune.validate.latency import Latency
 from onnxprune.validate.surgery_check import SurgeryCheck
@@ -64,6 +66,7 @@ class Report:
     surgery_check: SurgeryCheck | None = None
     numerics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     numerics_on: str = ""
+    metrics: list[Reading] = field(default_factory=list)
     latency_ms: Latency | None = None
     passes: list[PassResult] = field(default_factory=list)
     cuts: list[Cutting] = field(default_factory=list)
@@ -80,8 +83,9 @@ class Report:
             "dims": self.dims,
             "options": self.options,
             "surgery_check": self.surgery_check.to_dict() if self.surgery_check else None,
-            "numerics": self.numerics,
+            "numerics": finite(self.numerics),
             "numerics_on": self.numerics_on,
+            "metrics": finite([asdict(m) for m in self.metrics]),
             "latency_ms": self.latency_ms.to_dict() if self.latency_ms else None,
             "passes": [{"name": p.name, "modified": p.modified, "seconds": round(p.seconds, 6)} for p in self.passes],
             "cuts": [{"dim": c.dim, "kind": c.kind, "before": c.before, "after": c.after} for c in self.cuts],
@@ -93,6 +97,15 @@ class Report:
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+
+def finite(value: Any) -> Any:
+    """Nested dicts and lists with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

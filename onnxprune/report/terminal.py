@@ -13,6 +13,7 @@ from rich.text import Text
 
 from onnxprune import cost
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report
@@ -20,6 +21,7 @@ from onnxprune.validate.latency import Latency
 
 TOP_CUTS = 8
 TOP_PLACES = 3
+STAGES = {"original": "before", "removed": "after removal", "recovered": "after recovery", "pruned": "after"}
 OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
@@ -56,6 +58,7 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
         out.print(Text.assemble("surgery check     ", verdict, numbers))
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
+    show_metrics(out, report.metrics)
     show_cuts(out, report, None if verbose else TOP_CUTS)
     _show_frozen(out, report)
     for note in report.notes:
@@ -93,6 +96,14 @@ def _numbers(row: Mapping[str, float | None]) -> str:
         "top1_agreement": "top-1 agreement {:.1%}",
     }
     return ", ".join(text.format(row[key]) for key, text in words.items() if row.get(key) is not None)
+
+
+def show_metrics(out: Console, readings: Sequence[Reading]) -> None:
+    """One line: the metric at each stage."""
+    if readings:
+        told = ", ".join(f"{STAGES.get(r.stage, r.stage)} {r.value:.4g}" for r in readings)
+        last = readings[-1]
+        out.print(f"metric            {last.name}: {told} ({_plural(last.samples, 'sample')})")
 
 
 def show_cuts(out: Console, report: Report, limit: int | None) -> None:
