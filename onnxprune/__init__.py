@@ -7,8 +7,20 @@ True
 """
 
 from onnxprune.version import __version__  # isort: skip
-from onnxprune.api import PruneResult, apply, prune
+from onnxprune.api import PruneResult, apply, measure_sensitivity, prune
 from onnxprune.errors import GateError, InputError, OnnxPruneError
 from onnxprune.plan import Plan
+from onnxprune.sensitivity import Sensitivity
 
-__all__ = ["GateError", "InputError", "OnnxPruneError", "Plan", "PruneResult", "__version__", "apply", "prune"]
+__all__ = [
+    "GateError",
+    "InputError",
+    "OnnxPruneError",
+    "Plan",
+    "PruneResult",
+    "Sensitivity",
+    "__version__",
+    "apply",
+    "measure_sensitivity",
+    "prune",
+]

@@ -6,35 +6,32 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
 from onnx import ModelProto
 
 from onnxprune import cost
-from onnxprune.data import SAMPLES, DataLike, Labels, Samples, sample_count
-from onnxprune.dims import Dim
+from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
 from onnxprune.graph import Graph, from_proto
-from onnxprune.inference import TypedGraph
-from onnxprune.manager import Cut, Pass, PassManager, PassResult, State, parse
+from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
-from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, AbsorbConstants
+from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
-from onnxprune.plan import Budget, Plan, bind
+from onnxprune.plan import OBS, Budget, Plan, bind
+from onnxprune.proof import Original, Progress, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import Feeds, program
 from onnxprune.validate import latency, numerics
-from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
-CHECK_SAMPLES = 64  # of the user's data, for the surgery check
-RANDOM_FEEDS = 2  # one of each kind
 NO_DATA = "a metric needs data to be measured on: give --data"
-Progress = Callable[[str], None]
+SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,17 @@ def prune(
     ratio: float | None = None,
     macs: float | None = None,
     params: float | None = None,
+    bytes: float | None = None,
+    max_drop: float | None = None,
     lossless: bool = False,
     scope: str = "global",
-    criterion: str = "l2",
+    criterion: str = "",
     round_to: int = 1,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    steps: int = 1,
+    recover: bool = True,
+    curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
     samples: int = SAMPLES,
@@ -80,10 +82,16 @@ def prune(
     Args:
         model: a path, bytes, ModelProto or graphsurgeon graph; it is not changed.
         ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
-        macs, params: keep at most this fraction of the multiply-accumulates or parameters.
-        lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, lossless must be given.
-        scope: "local": cut every dim alike; "global": rank the units of all dims together.
-        criterion: "l1" or "l2" norm of the weights that carry a unit.
+        macs, params, bytes: keep at most this fraction of the multiply-accumulates, parameters or bytes.
+        max_drop: lose at most this fraction of the metric on the data; the MACs are made as few as that allows.
+        lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, bytes, max_drop, lossless must
+            be given.
+        scope: "local": cut every dim alike; "global": weigh the units of all dims against each other.
+        criterion: "obs" (default with data): what removal costs once the readers are refitted; "l2" (default without)
+            or "l1": norm of the weights that carry a unit.
+        steps: number of cuts, each recovered from, on the way to the budget.
+        recover: with data, refit the remaining weights to what the original computes.
+        curves: what `measure_sensitivity` measured on this model.
         round_to: keep a multiple of this many units in every dim.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
         data: real inputs: an .npz or .npy file, a folder of them, an `ImageFolder`, a dict of arrays, an iterable of
@@ -101,12 +109,12 @@ def prune(
         GateError: the surgery check failed; the result must not be used.
     """
     budget = choose_budget(
-        passes, ratio=ratio, macs=macs, params=params, lossless=lossless, scope=scope, criterion=criterion,
-        round_to=round_to, include=_patterns(include), exclude=_patterns(exclude),
+        passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
+        criterion=criterion, round_to=round_to, include=_patterns(include), exclude=_patterns(exclude), steps=steps,
     )  # fmt: skip
     return run(
-        load(model), budget=budget, data=data, test_data=test_data, samples=samples, metric=metric, seed=seed,
-        check=check, passes=passes,
+        load(model), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
+        samples=samples, metric=metric, seed=seed, check=check, passes=passes,
     )  # fmt: skip
 
 
@@ -114,6 +122,7 @@ def apply(
     model: ModelLike,
     plan: Plan,
     *,
+    recover: bool = True,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
     samples: int = SAMPLES,
@@ -123,7 +132,15 @@ def apply(
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
     return run(
-        load(model), plan=plan, data=data, test_data=test_data, samples=samples, metric=metric, seed=seed, check=check
+        load(model),
+        plan=plan,
+        recover=recover,
+        data=data,
+        test_data=test_data,
+        samples=samples,
+        metric=metric,
+        seed=seed,
+        check=check,
     )
 
 
@@ -148,6 +165,8 @@ def run(
     *,
     budget: Budget | None = None,
     plan: Plan | None = None,
+    recover: bool = True,
+    curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
     samples: int = SAMPLES,
@@ -164,35 +183,106 @@ def run(
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     given, tests = _samples(graph, data, test_data, samples, seed)
-    if metric is not None and tests is None:
-        raise InputError(NO_DATA)
     foreign = foreign_operators(graph)
     check = check and not foreign
-    default = LOSSLESS if budget is not None and budget.lossless else DEFAULT
-    steps = parse(default if passes is None else passes, PASSES)
+    _require_data(budget, metric, tests, check)
+    steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
     with blaming(graph):
         state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
-        binding = state.facts.binding
-        facts = _look(graph, binding, tests, metric, seed, progress) if check and not dry_run else None
-        results = PassManager(steps, verify_each).run(state, progress)
-        typed = state.cuts[0].typed if state.cuts else state.typed
-        done = state.cuts[-1].plan if state.cuts else Plan({}, state.model)
-        pruned = state.graph
-        batch = batch_size(graph, binding)
-        report = _describe(graph, state, typed, results, batch)
-        report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
-        report.options = asdict(budget) if budget else {}
-        report.notes += _notes(foreign, given, tests)
+        state.data, state.samples, state.seed = None if foreign else given, samples, seed
+        state.curves = curves.curves_for(state.model) if curves else None
+        facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
+        manager = PassManager(steps, verify_each)
+        searched = budget is not None and budget.max_drop is not None
+        results = _search(manager, state, facts, progress) if searched else manager.run(state, progress)
+        report = _describe(graph, state, results, _notes(foreign, given, tests))
         if facts:
-            base = (
-                None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
-            )  # else its biases are other ones
-            _prove(report, facts, state.cuts, pruned, base, progress)
-            _measure(report, facts, pruned, _is_lossless(steps, budget), progress)
+            # with other biases a base of its own is needed
+            base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
+            prove(report, facts, state, base, progress)
+            measure(report, facts, state, _is_lossless(steps, budget), progress)
             progress("latency")
             feeds = next(iter(tests), {}) if tests else facts.random[0]
-            report.latency_ms = latency.bench(program(graph), program(pruned), feeds, bench_seconds, seed=seed)
-    return PruneResult(pruned, done, report)
+            pair = program(graph), program(state.graph)
+            report.latency_ms = latency.bench(*pair, feeds, bench_seconds, seed=seed)
+    return PruneResult(state.graph, state.done, report)
+
+
+def _pipeline(budget: Budget | None, recover: bool) -> str:
+    """The default passes for a budget."""
+    if budget is not None and budget.lossless:
+        return LOSSLESS
+    count = budget.steps if budget is not None else 1
+    return in_steps(count, recover)
+
+
+def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool) -> None:
+    """InputError where what was asked for needs data, or measurements."""
+    if metric is not None and tests is None:
+        raise InputError(NO_DATA)
+    if budget is not None and budget.max_drop is not None and (tests is None or not check):
+        why = "data to be measured on: give --data" if tests is None else "the checks and measurements"
+        raise InputError(f"max_drop {budget.max_drop} needs {why}")
+
+
+def _search(manager: PassManager, first: State, facts: Original | None, progress: Progress) -> list[PassResult]:
+    """Run the passes at several budgets in MACs, and leave `first` as the run that keeps the fewest of those at which the
+    metric loses no more than allowed.
+    """
+    budget = first.budget
+    if budget is None or budget.max_drop is None or facts is None or facts.yardstick is None:
+        raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
+    if first.curves is None and budget.scope == "global" and budget.criterion in ("", OBS):
+        first.curves = _sensitivity(first, progress).curves
+    low, high = 0.0, 1.0
+    best: tuple[State, list[PassResult]] | None = None
+    for k in range(SEARCHES):
+        macs = (low + high) / 2
+        tried = replace(first, budget=replace(budget, macs=macs, max_drop=None), cuts=[], recoveries=[])
+        progress(f"{macs:.1%} of the MACs, attempt {k + 1} of {SEARCHES}")
+        try:
+            results = manager.run(tried)
+        except InputError:  # the least that may be kept is more
+            low = macs
+            continue
+        if facts.yardstick.read("tried", program(tried.graph)).drop <= budget.max_drop:
+            high, best = macs, (tried, results)
+        else:
+            low = macs
+    if best is None:
+        raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
+    vars(first).update(vars(best[0]))
+    return best[1]
+
+
+def _sensitivity(state: State, progress: Progress, jobs: int = 1) -> Sensitivity:
+    """Error curves of the graph as the passes before the cut make it."""
+    ready = replace(state, cuts=[], recoveries=[])
+    PassManager(parse(PREPARE, PASSES)).run(ready, progress)
+    if ready.calibration is None:
+        raise InputError("sensitivities need calibration data: give --data")
+    tell = lambda done, total: progress(f"sensitivity: {done} of {total} dims")  # noqa: E731
+    return analyse(ready.calibration, ready.typed.prunable, state.model, jobs, tell)
+
+
+def measure_sensitivity(
+    model: ModelLike,
+    data: DataLike,
+    *,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    jobs: int = 1,
+    progress: Progress = lambda text: None,
+) -> Sensitivity:
+    """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
+    measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
+    """
+    graph = load(model)
+    given = Samples(graph, data, samples, seed)
+    with blaming(graph):
+        state = State(graph, _shapes(graph, given, True, seed), model=graph.fingerprint())
+        state.data, state.samples, state.seed = given, samples, seed
+        return _sensitivity(state, progress, jobs)
 
 
 def _samples(
@@ -217,46 +307,6 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `tests`: the
-    data that results are measured on, if there is any.
-    """
-
-    random: list[Feeds]
-    tests: Samples | None
-    original: numerics.Original
-    yardstick: Yardstick | None
-
-    @property
-    def measured_on(self) -> str:
-        return "random inputs" if self.tests is None or self.tests.is_random else "data"
-
-    def surgery_feeds(self) -> list[Feeds]:
-        """The random inputs, and some of the data."""
-        picked, count = list(self.random), 0
-        for feeds in self.tests or ():
-            picked.append(feeds)
-            count += sample_count(feeds)
-            if count >= CHECK_SAMPLES:
-                break
-        return picked
-
-
-def _look(
-    graph: Graph, binding: Binding, tests: Samples | None, metric: MetricLike | None, seed: int, progress: Progress
-) -> _Facts:
-    """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
-    progress("running the original")
-    random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
-    on = "the random inputs" if tests is None else "the data"
-    pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
-    original = numerics.Original(partial(program, graph), pairs, on=on)
-    if tests is None:
-        original.watch(None, [])
-    return _Facts(random, tests, original, None if tests is None else Yardstick(original, metric))
 
 
 def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) -> Iterable[tuple[Feeds, Labels]]:
@@ -294,28 +344,32 @@ def compare(
     return table, readings
 
 
-def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult], batch: int) -> Report:
-    plans = [c.plan for c in state.cuts]
+def _describe(graph: Graph, state: State, results: list[PassResult], notes: list[str]) -> Report:
+    typed = state.cuts[0].typed if state.cuts else state.typed
+    batch = batch_size(graph, state.cuts[0].typed.facts.binding if state.cuts else state.facts.binding)
     macs = cost.macs(typed)
     last = state.cuts[-1].typed if state.cuts else typed
-    left = {d: int(m.sum()) for d, m in _masks(state.cuts[-1:]).items()}
+    left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
+    plan = state.done
     report = Report(
         params=BeforeAfter(graph.params(), state.graph.params()),
         macs=BeforeAfter(macs.at({}) // batch, (macs if last is typed else cost.macs(last)).at(left) // batch),
         bytes=BeforeAfter(graph.size_bytes(), state.graph.size_bytes()),
-        dims=dim_counts(typed, plans),
+        dims=dim_counts(typed, [plan]),
         passes=results,
-        cuts=[row for plan in plans for row in cut_rows(plan)],
+        cuts=cut_rows(plan),
         frozen=frozen_rows(typed),
-        refused=[r for plan in plans for r in plan.refused],
+        refused=list(plan.refused),
+        recovery=[m for r in state.recoveries for m in r.mended],
+        unrecovered=[left for r in state.recoveries for left in r.left],
+        notes=notes,
     )
+    shapes = typed.facts.binding.shapes
+    report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
+    report.options = asdict(state.budget) if state.budget else {}
     if not report.cuts:
         report.notes.append("nothing was removed")
     return report
-
-
-def _masks(cuts: Sequence[Cut]) -> dict[Dim, Any]:
-    return {d: m for cut in cuts for d, m in bind(cut.plan, cut.typed).items()}
 
 
 def _is_lossless(steps: Sequence[Pass], budget: Budget | None) -> bool:
@@ -323,56 +377,3 @@ def _is_lossless(steps: Sequence[Pass], budget: Budget | None) -> bool:
     prunes = [s for s in steps if isinstance(s, Prune)]
     from_call = budget is not None and budget.lossless
     return bool(prunes) and all(s.lossless or (s == Prune() and from_call) for s in prunes)
-
-
-def _prove(
-    report: Report, facts: _Facts, cuts: Sequence[Cut], pruned: Graph, base: Graph | None, progress: Progress
-) -> None:
-    """The surgery check, against `base` with masks (the folded graph if None); GateError if it failed."""
-    progress("surgery check")
-    tried = facts.surgery_feeds()
-    verdicts = []
-    for k, cut in enumerate(cuts):
-        last = k == len(cuts) - 1
-        made = pruned if last else cut.result
-        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
-        verdicts.append(found)
-    passed = SurgeryCheck(True, 0.0, TOLERANCE)  # of a pipeline that cuts nothing
-    verdict = max(verdicts, key=lambda v: (not v.passed, v.max_rel_err), default=passed)
-    report.surgery_check = verdict
-    if not verdict.passed and verdict.max_rel_err <= verdict.tolerance:
-        raise GateError(f"the surgery check says nothing about {verdict.detail}; nothing was saved", report)
-    if not verdict.passed:
-        raise GateError(
-            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"
-            f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
-            report,
-        )
-
-
-def _measure(report: Report, facts: _Facts, pruned: Graph, lossless: bool, progress: Progress) -> None:
-    """Compare with the original and read the metric, in one run; GateError if a lossless cut changed the outputs."""
-    progress("comparison with the original")
-    comparison, largest = numerics.Comparison(), _LargestError()
-    if facts.yardstick is None:
-        facts.original.watch(numerics.runner(program(pruned)), [comparison, largest])
-    else:
-        report.metrics.append(facts.yardstick.read("original"))
-        report.metrics.append(facts.yardstick.read("removed", program(pruned), [comparison, largest]))
-    report.numerics, report.numerics_on = comparison.table(), facts.measured_on
-    limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
-    if lossless and largest.error > limit:
-        raise GateError(
-            f"lossless pruning changed the outputs by {largest.error:.2g} (limit {limit:.0e}): nothing was saved",
-            report,
-        )
-
-
-class _LargestError:
-    """A watcher: the largest relative error of any output on any feed."""
-
-    error = 0.0
-
-    def add(self, want: numerics.Outputs, got: numerics.Outputs, labels: Labels) -> None:
-        for a, b in zip(want.values(), got.values(), strict=True):
-            self.error = max(self.error, relative_error(a, b))

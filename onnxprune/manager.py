@@ -20,11 +20,12 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.calibration import Calibration
+from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Shape
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
-from onnxprune.plan import Budget, Plan
+from onnxprune.plan import Budget, Plan, compose
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace
 
@@ -59,12 +60,14 @@ class Recovery:
     after: Graph
     mended: tuple[Mended, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
+    cuts: int = 1  # made by then
 
 
 @dataclass
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
-    calibration data (`data` is iterated several times, and holds about `samples` samples), the cuts and recoveries
+    calibration data (`data` is iterated several times, and holds about `samples` samples), error curves that are known
+    by dim name, the cuts and recoveries
     made.
     """
 
@@ -78,6 +81,7 @@ class State:
     data: Iterable[Feeds] | None = None
     samples: int = 0
     seed: int = 0
+    curves: Mapping[str, Curve] | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     _calibration: Calibration | None = None
     _facts: Trace | None = None
@@ -94,6 +98,11 @@ class State:
         """Dims of the present graph."""
         self._typed = self._typed or infer(self.graph, self.facts)
         return self._typed
+
+    @property
+    def done(self) -> Plan:
+        """All cuts as one plan."""
+        return compose([c.plan for c in self.cuts], self.model)
 
     @property
     def calibration(self) -> Calibration | None:

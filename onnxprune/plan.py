@@ -16,8 +16,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from onnxprune import cost, sensitivity
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.calibration import Calibration
 from onnxprune.criteria import CRITERIA, Scores
+from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
@@ -40,7 +42,9 @@ SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 @dataclass(frozen=True)
 class Budget:
     """How much to remove: exactly one of ratio, macs, params, bytes (fractions between 0 and 1) and lossless; and how
-    to choose. Without a criterion: `obs` where there is calibration data, else `l2`.
+    to choose. Without a criterion: `obs` where there is calibration data, else `l2`. `max_drop` is the largest loss of
+    the metric, as a fraction, and the MACs are then made as few as it allows; `steps`: cuts on the way, each recovered
+    from.
     """
 
     ratio: float | None = None
@@ -53,12 +57,14 @@ class Budget:
     round_to: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    steps: int = 1
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         given = [n for n in COSTS if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
         if len(given) != 1:
             raise InputError(
-                f"give exactly one budget of {', '.join(COSTS)}, lossless; got {', '.join(given) or 'none'}"
+                f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
             )
         for name in given:
             value = getattr(self, name)
@@ -70,6 +76,20 @@ class Budget:
             raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join([*CRITERIA, OBS])}")
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise InputError(f"steps must be a whole number of at least 1, got {self.steps}")
+
+    def at_step(self, first: TypedGraph, now: TypedGraph, done: int) -> Budget:
+        """The budget of the next cut after `done` ones: costs fall by equal factors, measured on the `first` graph."""
+        if self.steps == 1 or self.lossless:
+            return self
+        name = next(n for n in COSTS if getattr(self, n) is not None)
+        kept = 1 - self.ratio if self.ratio is not None else float(getattr(self, name))
+        whole, left = (_cost(t, self, _infos(t, self))[0].at({}) for t in (first, now))
+        wanted = kept ** (min(done + 1, self.steps) / self.steps) * whole / max(left, 1)
+        wanted = float(np.clip(wanted, 1e-6, 1 - 1e-6))
+        changed: dict[str, Any] = {name: 1 - wanted if self.ratio is not None else wanted, "steps": 1}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,22 @@ class Plan:
             raise InputError(f"not a plan of onnxprune: {type(error).__name__}: {error}") from error
 
 
+def compose(plans: Sequence[Plan], model: str = "") -> Plan:
+    """Several plans, each made for what the last one left, as one plan for the first graph."""
+    if len(plans) == 1:
+        return plans[0]
+    keep: dict[str, Mask] = {}
+    kinds: dict[str, str] = {}
+    for plan in plans:
+        kinds = {**plan.kinds, **kinds}
+        for name, mask in plan.keep.items():
+            made = keep.get(name, np.ones(mask.size, bool)).copy()
+            made[made] = mask
+            keep[name] = made
+    refused = plans[-1].refused if plans else ()
+    return Plan(keep, model, kinds, tuple((n, reason) for n, reason in refused if n not in keep))
+
+
 def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
     """Keep-masks by Dim for surgery; InputError if the plan was not made for this graph."""
     known = {d.name: d for d in typed.prunable}
@@ -134,18 +170,28 @@ def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
     return bound
 
 
-def make_plan(typed: TypedGraph, budget: Budget, model: str = "", calibration: Calibration | None = None) -> Plan:
-    """Choose the units to remove. Raises InputError for a pattern without match, a budget that cannot be reached, or a
-    criterion that needs calibration data where there is none.
+def make_plan(
+    typed: TypedGraph,
+    budget: Budget,
+    model: str = "",
+    calibration: Calibration | None = None,
+    curves: Mapping[str, Curve] | None = None,
+) -> Plan:
+    """Choose the units to remove. `curves` are error curves by dim name that were measured before. Raises InputError
+    for a pattern without match, a budget that cannot be reached, or a criterion that needs calibration data where there
+    is none.
     """
-    chosen = select(typed.prunable, budget.include, budget.exclude, typed.dims)
-    infos = {d.dim: d for d in chosen}
+    infos = _infos(typed, budget)
     refused: list[tuple[str, str]] = []
-    criterion = budget.criterion or (OBS if calibration is not None else "l2")
+    criterion = budget.criterion or ("l2" if calibration is None and curves is None else OBS)
     if budget.lossless:
         keep = {d: ~gone for d, gone in removable(typed, infos, budget.round_to).items()}
     else:
-        keep = _by_curve(typed, budget, infos, calibration) if criterion == OBS else _by_score(typed, budget, infos)
+        keep = (
+            _by_curve(typed, budget, infos, calibration, curves)
+            if criterion == OBS
+            else _by_score(typed, budget, infos)
+        )
         for d, mask in keep.items():
             if mask.all():
                 refused.append(
@@ -153,6 +199,10 @@ def make_plan(typed: TypedGraph, budget: Budget, model: str = "", calibration: C
                 )
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
+
+
+def _infos(typed: TypedGraph, budget: Budget) -> dict[Dim, DimInfo]:
+    return {d.dim: d for d in select(typed.prunable, budget.include, budget.exclude, typed.dims)}
 
 
 def select(
@@ -203,19 +253,39 @@ def _cost(typed: TypedGraph, budget: Budget, infos: Iterable[Dim]) -> tuple[cost
 
 
 def _by_curve(
-    typed: TypedGraph, budget: Budget, infos: Mapping[Dim, DimInfo], calibration: Calibration | None
+    typed: TypedGraph,
+    budget: Budget,
+    infos: Mapping[Dim, DimInfo],
+    calibration: Calibration | None,
+    curves: Mapping[str, Curve] | None,
 ) -> dict[Dim, Mask]:
     """Widths by the error curves of optimal brain surgery, then the units of each width."""
+    found = _curves(budget, infos, calibration) if curves is None else _known(curves, infos)
+    if budget.scope == "local":
+        gone = _uniform(typed, budget, list(infos))
+    else:
+        options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
+        poly, wanted, name = _cost(typed, budget, infos)
+        gone = Allocation(poly, options).solve(wanted, name)
+    return order_masks({d: c.order for d, c in found.items()}, gone)
+
+
+def _curves(budget: Budget, infos: Mapping[Dim, DimInfo], calibration: Calibration | None) -> dict[Dim, Curve]:
+    """Curves from calibration data; their heights only count where widths are compared."""
     if calibration is None:
         raise InputError(f"the criterion {OBS} needs calibration data: give --data")
     found = sensitivity.curves(calibration, infos)
     if budget.scope == "local":
-        gone = _uniform(typed, budget, list(infos))
-    else:
-        found = {d: curve for d, (curve, _) in sensitivity.measure(calibration, found).items()}
-        options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
-        gone = Allocation(_cost(typed, budget, infos)[0], options).solve(*_cost(typed, budget, infos)[1:])
-    return order_masks({d: c.order for d, c in found.items()}, gone)
+        return found
+    return {d: curve for d, (curve, _) in sensitivity.measure(calibration, found).items()}
+
+
+def _known(curves: Mapping[str, Curve], infos: Mapping[Dim, DimInfo]) -> dict[Dim, Curve]:
+    """Curves that were measured before, by dim. InputError if they are of another model."""
+    for d, info in infos.items():
+        if info.name not in curves or len(curves[info.name].order) != d.size:
+            raise InputError(f"the sensitivities do not fit: they have no curve of {d.size} units for {info.name!r}")
+    return {d: curves[info.name] for d, info in infos.items()}
 
 
 def _uniform(typed: TypedGraph, budget: Budget, dims: list[Dim]) -> dict[Dim, int]:

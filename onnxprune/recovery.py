@@ -93,7 +93,7 @@ def mend_all(state: State, name: str, mend: Mend, residual: bool) -> Graph:
     )
     if not mended:
         graph = state.graph
-    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left)))
+    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts)))
     return graph
 
 

@@ -8,8 +8,9 @@ units are not cut for that: readers ignore them, which is a change of weights on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,15 @@ from onnxprune.calibration import Calibration, Consumer, Gram, units_along
 from onnxprune.criteria.magnitude import l2
 from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, sweep
 from onnxprune.dims import Dim, atoms
+from onnxprune.errors import InputError
 from onnxprune.graph import FLOATS, Graph
+from onnxprune.inference import DimInfo
 from onnxprune.linear import Gates
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.storage import tensor
 
 Array = NDArray[Any]
+VERSION = 1
 PROBE_SAMPLES = 64
 PROBE_ERROR = 0.05  # of the readers' output energy: a dim is probed at the width with about this error
 
@@ -38,6 +42,81 @@ class Probe:
     gone: int
     local: float
     output: float
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The curves of one model, by dim name, and where they were measured; saved for reuse as JSON. `model` is the
+    fingerprint of the file's structure.
+    """
+
+    model: str
+    samples: int
+    curves: Mapping[str, Curve]
+    probes: Mapping[str, Probe]
+    kinds: Mapping[str, str]
+
+    def curves_for(self, model: str) -> Mapping[str, Curve]:
+        """The curves; InputError if they are another model's."""
+        if model != self.model:
+            raise InputError(
+                f"the sensitivities were measured on another model: structure {self.model}, this file has {model}"
+            )
+        return self.curves
+
+    def to_json(self) -> str:
+        """Text that `from_json` reads."""
+        dims = {
+            n: {
+                "kind": self.kinds[n],
+                "size": len(c.order),
+                "order": c.order.tolist(),
+                "errors": c.errors.tolist(),
+                "probe": asdict(self.probes[n]),
+            }
+            for n, c in self.curves.items()
+        }
+        return json.dumps({"version": VERSION, "model": self.model, "samples": self.samples, "dims": dims}, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> Sensitivity:
+        """Read saved curves; InputError if the text is none."""
+        try:
+            data = json.loads(text)
+            if data["version"] != VERSION:
+                raise InputError(f"the sensitivities have version {data['version']}, this onnxprune reads {VERSION}")
+            rows = data["dims"].items()
+            found = {n: Curve(np.array(r["order"], np.int64), np.array(r["errors"], float)) for n, r in rows}
+            for name, c in found.items():
+                if sorted(c.order) != list(range(len(c.order))) or len(c.errors) != len(c.order) + 1:
+                    raise ValueError(f"the curve of {name!r} does not fit its size")
+            probes = {
+                n: Probe(int(p["gone"]), float(p["local"]), float(p["output"])) for n, r in rows for p in [r["probe"]]
+            }
+            kinds = {n: str(r["kind"]) for n, r in rows}
+            return Sensitivity(str(data["model"]), int(data["samples"]), found, probes, kinds)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"these are no sensitivities of onnxprune: {type(error).__name__}: {error}") from error
+
+
+def analyse(
+    calibration: Calibration,
+    dims: Sequence[DimInfo],
+    model: str,
+    jobs: int = 1,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Sensitivity:
+    """The measured curves of some dims."""
+    found = measure(calibration, curves(calibration, [d.dim for d in dims]), jobs=jobs, tell=tell)
+    return Sensitivity(
+        model,
+        calibration.samples,
+        {d.name: found[d.dim][0] for d in dims},
+        {d.name: found[d.dim][1] for d in dims},
+        {d.name: d.kind for d in dims},
+    )
 
 
 def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:

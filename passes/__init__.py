@@ -21,6 +21,13 @@ PASSES = (
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
-RECOVER = f"{DEFAULT},refit-least-squares,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
-__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "RECOVER", "AbsorbConstants"]
+
+
+def in_steps(count: int, recover: bool) -> str:
+    """The pipeline that cuts `count` times, and recovers after each cut."""
+    step = "prune,remove-dead,refit-least-squares" if recover else "prune,remove-dead"
+    return ",".join([PREPARE, *[step] * count, *(["remove-dead"] if recover else [])])
+
+
+__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants", "in_steps"]

@@ -21,7 +21,7 @@ from onnxprune.flow import ENTER, SHELL, attribute
 from onnxprune.graph import Graph, attributes
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
-from onnxprune.plan import Budget, bind, make_plan
+from onnxprune.plan import Budget, Plan, bind, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 from onnxprune.storage import Sliced, Source, tensor
 
@@ -44,14 +44,23 @@ class Prune:
     keeps_facts: ClassVar[bool] = False
 
     def run(self, state: State) -> Graph:
-        plan = state.plan
-        if self != Prune() or plan is None:
-            own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)}) if self != Prune() else state.budget
-            plan = make_plan(state.typed, own or Budget(), state.model, state.calibration)
+        plan = state.plan if self == Prune() else None
+        if plan is None:
+            plan = self._choose(state)
         masks = bind(plan, state.typed)
         result = cut(state.typed, masks) if masks and not state.dry_run else state.graph
         state.cuts.append(Cut(state.typed, plan, result))
         return result
+
+    def _choose(self, state: State) -> Plan:
+        own = state.budget
+        if self != Prune():
+            own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)})
+        elif own is not None:
+            first = state.cuts[0].typed if state.cuts else state.typed
+            own = own.at_step(first, state.typed, len(state.cuts))
+        curves = None if state.cuts else state.curves  # of the first graph
+        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves)
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

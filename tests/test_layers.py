@@ -27,6 +27,7 @@ LAYERS = (
     "manager",
     "passes validate metrics",
     "report",
+    "proof",
     "api config",
     "options",
     "__main__",

@@ -11,13 +11,14 @@ from onnxprune import sessions
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.manager import PassManager, State, parse
-from onnxprune.passes import PASSES, RECOVER
+from onnxprune.passes import PASSES, in_steps
 from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds
 from onnxprune.trace import trace
 from tests.common import build
 
+RECOVER = in_steps(1, True)
 MODELS = Path(__file__).resolve().parent.parent / "models"
 
 

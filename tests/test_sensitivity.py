@@ -73,4 +73,3 @@ def test_every_dim_of_real_models_has_a_curve(name: str) -> None:
     for d, curve in found.items():
         assert sorted(curve.order) == list(range(d.size)) and len(curve.errors) == d.size + 1
         assert curve.errors[0] == 0 and (np.diff(curve.errors) >= 0).all() and curve.errors[-1] > 0
-

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from onnxprune.inference import TypedGraph
-from onnxprune.manager import PassResult
+from onnxprune.manager import Mended, PassResult
 from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
 from onnxprune.validate.latency import Latency
@@ -72,6 +72,8 @@ class Report:
     cuts: list[Cutting] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
+    recovery: list[Mended] = field(default_factory=list)
+    unrecovered: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +93,8 @@ class Report:
             "cuts": [{"dim": c.dim, "kind": c.kind, "before": c.before, "after": c.after} for c in self.cuts],
             "frozen": [{"dim": f.dim, "reason": f.reason, "where": f.where, "size": f.size} for f in self.frozen],
             "refused": [{"dim": d, "reason": r} for d, r in self.refused],
+            "recovery": finite([asdict(m) for m in self.recovery]),
+            "unrecovered": [{"node": n, "reason": r} for n, r in self.unrecovered],
             "notes": self.notes,
             "versions": versions(),
         }

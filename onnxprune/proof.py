@@ -1,0 +1,136 @@
+"""What is proved and measured of a run: the surgery check of every cut, the distance from the original, the metric at
+each stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from onnxprune.data import Labels, Samples, sample_count
+from onnxprune.errors import GateError
+from onnxprune.feeds import Binding, random_feeds
+from onnxprune.graph import Graph
+from onnxprune.manager import State
+from onnxprune.metrics import MetricLike, Yardstick
+from onnxprune.plan import bind
+from onnxprune.report.report import Report
+from onnxprune.sessions import Feeds, program
+from onnxprune.validate import numerics
+from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
+
+CHECK_SAMPLES = 64  # of the user's data, for the surgery check
+RANDOM_FEEDS = 2  # one of each kind
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Original:
+    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `tests`: the
+    data that results are measured on, if there is any.
+    """
+
+    random: list[Feeds]
+    tests: Samples | None
+    outputs: numerics.Original
+    yardstick: Yardstick | None
+
+    @property
+    def measured_on(self) -> str:
+        return "random inputs" if self.tests is None or self.tests.is_random else "data"
+
+    def surgery_feeds(self) -> list[Feeds]:
+        """The random inputs, and some of the data."""
+        picked, count = list(self.random), 0
+        for feeds in self.tests or ():
+            picked.append(feeds)
+            count += sample_count(feeds)
+            if count >= CHECK_SAMPLES:
+                break
+        return picked
+
+
+def look(
+    graph: Graph, binding: Binding, tests: Samples | None, metric: MetricLike | None, seed: int, progress: Progress
+) -> Original:
+    """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
+    progress("running the original")
+    random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+    on = "the random inputs" if tests is None else "the data"
+    pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
+    outputs = numerics.Original(partial(program, graph), pairs, on=on)
+    if tests is None:
+        outputs.watch(None, [])
+    return Original(random, tests, outputs, None if tests is None else Yardstick(outputs, metric))
+
+
+def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:
+    """The surgery check of every cut, before anything is recovered, the first one against `base` with masks (the folded
+    graph if None); GateError if one failed.
+    """
+    progress("surgery check")
+    tried = facts.surgery_feeds()
+    verdicts = []
+    for k, cut in enumerate(state.cuts):
+        made = _removed(state, k)
+        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
+        verdicts.append(found)
+    passed = SurgeryCheck(True, 0.0, TOLERANCE)  # of a pipeline that cuts nothing
+    verdict = max(verdicts, key=lambda v: (not v.passed, v.max_rel_err), default=passed)
+    report.surgery_check = verdict
+    if not verdict.passed and verdict.max_rel_err <= verdict.tolerance:
+        raise GateError(f"the surgery check says nothing about {verdict.detail}; nothing was saved", report)
+    if not verdict.passed:
+        raise GateError(
+            f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"
+            f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
+            report,
+        )
+
+
+def _removed(state: State, cut: int) -> Graph:
+    """What a cut left: the graph before the first recovery after it, or the result."""
+    found = next((r.before for r in state.recoveries if r.cuts == cut + 1), None)
+    last = state.graph if cut == len(state.cuts) - 1 else state.cuts[cut].result
+    return last if found is None else found
+
+
+def measure(report: Report, facts: Original, state: State, lossless: bool, progress: Progress) -> None:
+    """Compare with the original and read the metric at every stage; GateError if a lossless cut changed the outputs."""
+    progress("comparison with the original")
+    comparison, largest = numerics.Comparison(), _LargestError()
+    if facts.yardstick is None:
+        facts.outputs.watch(numerics.runner(program(state.graph)), [comparison, largest])
+    else:
+        _read(report, facts.yardstick, state, [comparison, largest])
+    report.numerics, report.numerics_on = comparison.table(), facts.measured_on
+    limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
+    if lossless and largest.error > limit:
+        raise GateError(
+            f"lossless pruning changed the outputs by {largest.error:.2g} (limit {limit:.0e}): nothing was saved",
+            report,
+        )
+
+
+def _read(report: Report, yardstick: Yardstick, state: State, watchers: Sequence[numerics.Watcher]) -> None:
+    """The metric of the original, after removal and after recovery, or after each step."""
+    report.metrics.append(yardstick.read("original"))
+    if not state.recoveries:
+        report.metrics.append(yardstick.read("removed", program(state.graph), watchers))
+        return
+    steps = state.recoveries[:-1] if len(state.cuts) > 1 else []
+    for k, step in enumerate(steps):
+        report.metrics.append(yardstick.read(f"step {k + 1}", program(step.after)))
+    report.metrics.append(yardstick.read("removed", program(state.recoveries[-1].before)))
+    report.metrics.append(yardstick.read("recovered", program(state.graph), watchers))
+
+
+class _LargestError:
+    """A watcher: the largest relative error of any output on any feed."""
+
+    error = 0.0
+
+    def add(self, want: numerics.Outputs, got: numerics.Outputs, labels: Labels) -> None:
+        for a, b in zip(want.values(), got.values(), strict=True):
+            self.error = max(self.error, relative_error(a, b))
