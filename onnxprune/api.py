@@ -6,7 +6,7 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -18,22 +18,24 @@ from onnxprune.data import DataLike, load_feeds
 from onnxprune.dims import Dim
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Cut, Pass, PassManager, PassResult, State, parse
 from onnxprune.passes import DEFAULT, LOSSLESS, PASSES, AbsorbConstants
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
+from onnxprune.progress import Progress, counted, silent
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.sessions import Feeds, program
+from onnxprune.sessions import Feeds, Settings, program
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
 NUMERIC_SAMPLES = 256  # for the comparison with the original
 RANDOM_FEEDS = 2  # one of each kind
-Progress = Callable[[str], None]
+GatesLike = Gates | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     passes: str | None = None,
+    gates: GatesLike | None = None,
 ) -> PruneResult:
     """Remove units from a model and prove the result.
 
@@ -86,23 +89,30 @@ def prune(
         seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
+        gates: limits that the result must keep: `Gates`, or a mapping such as {"max_rel_l2": 0.1}.
 
     Raises:
-        InputError: the model, an option or the data cannot be used.
-        GateError: the surgery check failed; the result must not be used.
+        InputError: the model, an option or the data cannot be used, or a gate cannot be measured.
+        GateError: the surgery check failed or a gate was missed; the result must not be used.
     """
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, lossless=lossless, scope=scope, criterion=criterion,
         round_to=round_to, include=_patterns(include), exclude=_patterns(exclude),
     )  # fmt: skip
-    return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
+    return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes, gates=gates)
 
 
 def apply(
-    model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True
+    model: ModelLike,
+    plan: Plan,
+    *,
+    data: DataLike | None = None,
+    seed: int = 0,
+    check: bool = True,
+    gates: GatesLike | None = None,
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
-    return run(load(model), plan=plan, data=data, seed=seed, check=check)
+    return run(load(model), plan=plan, data=data, seed=seed, check=check, gates=gates)
 
 
 def choose_budget(passes: str | None, **options: Any) -> Budget | None:
@@ -132,14 +142,18 @@ def run(
     passes: str | None = None,
     dry_run: bool = False,
     verify_each: bool = False,
+    gates: GatesLike | None = None,
+    settings: Settings = latency.ONE_THREAD,
     bench_seconds: float = 1.0,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> PruneResult:
     """The flow behind `prune` and `apply`, with the command line's further options."""
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
+    limits, foreign = Gates.of(gates), foreign_operators(graph)
+    if not dry_run and not (check and not foreign):
+        limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     feeds = load_feeds(graph, data, NUMERIC_SAMPLES) if data is not None else []
-    foreign = foreign_operators(graph)
     check = check and not foreign
     default = LOSSLESS if budget is not None and budget.lossless else DEFAULT
     steps = parse(default if passes is None else passes, PASSES)
@@ -164,11 +178,21 @@ def run(
             )  # else its biases are other ones
             exact = _is_lossless(steps, budget)
             _prove(report, graph, base, state.cuts, pruned, random, feeds, exact, progress)
-            progress("latency")
-            report.latency_ms = latency.bench(
-                program(graph), program(pruned), (feeds or random)[0], bench_seconds, seed=seed
+            report.latency_ms = latency.compare(
+                [program(graph), program(pruned)], (feeds or random)[0], settings, bench_seconds, seed, progress
             )
+        _try(limits, report, dry_run)
     return PruneResult(pruned, done, report)
+
+
+def _try(gates: Gates, report: Report, dry_run: bool) -> None:
+    """GateError if the result misses a gate."""
+    if dry_run:
+        report.notes += [f"a dry run tries no gates: {', '.join(gates.given)}"] if gates.given else []
+        return
+    report.gates = gates.results(report.latency_ms, report.numerics, report.bytes.after)
+    if missed := [str(g) for g in report.gates if not g.passed]:
+        raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
 def _describe(graph: Graph, state: State, typed: TypedGraph, results: list[PassResult], batch: int) -> Report:
@@ -216,11 +240,10 @@ def _prove(
     """The surgery check, against `base` with masks (the folded graph if None), then the comparison with the original;
     GateError if the result must not be used.
     """
-    progress("running the original")
     inputs = feeds or random
     report.numerics_on = "data" if feeds else "random inputs"
     try:
-        names, before = numerics.outputs(program(graph), inputs)
+        names, before = numerics.outputs(program(graph), counted(inputs, "running the original", progress))
     except Exception as error:  # ONNX Runtime's own exceptions share no base class
         raise InputError(f"ONNX Runtime does not run the model on the {report.numerics_on}: {error}") from error
     progress("surgery check")
@@ -242,9 +265,10 @@ def _prove(
             f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )
-    progress("comparison with the original")
-    _, after = numerics.outputs(program(pruned), inputs)
+    _, after = numerics.outputs(program(pruned), counted(inputs, "comparison with the original", progress))
     report.numerics = numerics.compare(names, before, after)
+    left = [n for n in names if n not in report.numerics]
+    report.notes += [f"not compared with the original, no tensor or of another shape: {n!r}" for n in left]
     if lossless:
         _require_equal(report, before, after)
 

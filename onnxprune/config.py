@@ -1,4 +1,6 @@
-"""Options from a TOML file: the keys of `onnxprune prune`, at the top level or in a table `[prune]`."""
+"""Options from a TOML file: keys of `onnxprune prune`, at the top level or in a table `[prune]`, and gates in a table
+`[gates]`. Which keys there are, and of what type, is told by the options themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import InputError
+from onnxprune.options import CONFIG, kinds
 
-NUMBER, PATTERNS = (float, int), (list, str)
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("ratio", "macs", "params"), NUMBER),
-    **dict.fromkeys(("include", "exclude"), PATTERNS),
-    **dict.fromkeys(("lossless", "check"), (bool,)),
-    **dict.fromkeys(("round_to", "seed"), (int,)),
-    **dict.fromkeys(("scope", "criterion", "data", "passes", "json"), (str,)),
+# type of an option: what TOML may give for it
+TOML: dict[Any, tuple[type, ...]] = {
+    float: (float, int),
+    int: (int,),
+    bool: (bool,),
+    str: (str,),
+    Path: (str,),
+    list[str]: (list, str),
 }
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options of a config file by name. InputError if it cannot be read, is not TOML, or has an unknown or ill-typed
-    key.
+    """Options of a config file by name, gates as a dict under "gates". InputError if it cannot be read, is not TOML, or
+    has an unknown or ill-typed key.
     """
     try:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -29,19 +33,26 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the config {path} is not TOML: {error}") from error
-    table = data.get("prune", {})
-    if not isinstance(table, dict):
-        raise InputError(f"the config {path} gives 'prune' a {type(table).__name__}: write a table [prune]")
+    tables = {name: data.get(name, {}) for name in CONFIG}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"the config {path} gives {name!r} a {type(table).__name__}: write a table [{name}]")
+    top = {k: v for k, v in data.items() if k not in tables}
+    gates = _options(path, tables["gates"], "gates")
+    return _options(path, top | tables["prune"], "prune") | ({"gates": gates} if gates else {})
+
+
+def _options(path: Path, table: Mapping[str, Any], title: str) -> dict[str, Any]:
+    known = kinds(title)
     found: dict[str, Any] = {}
-    for key, value in {**{k: v for k, v in data.items() if k != "prune"}, **table}.items():
+    for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in KINDS:
-            raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
-            raise InputError(
-                f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}"
-            )
-        found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
+        if name not in known:
+            raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(known)}")
+        wanted = TOML[known[name]]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise InputError(f"the config {path} gives {key!r} a {type(value).__name__}, it takes {wanted[0].__name__}")
+        found[name] = [value] if list in wanted and isinstance(value, str) else value
         if isinstance(value, list) and not all(isinstance(v, str) for v in value):
             raise InputError(f"the config {path} gives {key!r} a list with something that is not text")
     return found

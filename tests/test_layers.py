@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow",
+    "errors version dims flow progress",
     "storage",
     "graph writing evaluate contrib quantization",
     "sessions reading",
@@ -25,8 +25,10 @@ LAYERS = (
     "plan",
     "manager",
     "passes data validate",
+    "gates benchmark",
     "report",
-    "api config",
+    "api options",
+    "config",
     "__main__",
 )
 RANK = {name: k for k, line in enumerate(LAYERS) for name in line.split()}

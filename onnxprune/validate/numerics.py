@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxprune.sessions import Feeds, Runnable, session
 
 
-def outputs(model: Runnable, feeds: Sequence[Feeds]) -> tuple[list[str], list[list[Any]]]:
+def outputs(model: Runnable, feeds: Iterable[Feeds]) -> tuple[list[str], list[list[Any]]]:
     """Output names, and the outputs for each feed."""
     made = session(model)
     return [o.name for o in made.get_outputs()], [list(made.run(None, f)) for f in feeds]
@@ -38,10 +38,14 @@ def _row(pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> dict[str, float 
         return {"max_abs": None, "rel_l2": None, "cosine": None, "sqnr_db": None, "top1_agreement": same}
     a, b = a.astype(np.float64), b.astype(np.float64)
     finite = np.isfinite(a) & np.isfinite(b)
+    lost = bool((np.isfinite(a) & ~finite).any())  # no number says how far off these are
     a, b = a[finite], b[finite]
+    largest = float(np.abs(a - b).max()) if a.size else 0.0
+    if lost:
+        return {"max_abs": largest, "rel_l2": None, "cosine": None, "sqnr_db": None, "top1_agreement": _top1(pairs)}
     signal, noise, other = (float(np.sqrt(v @ v)) for v in (a, a - b, b))
     return {
-        "max_abs": float(np.abs(a - b).max()) if a.size else 0.0,
+        "max_abs": largest,
         "rel_l2": noise / signal if signal else (0.0 if not noise else None),
         "cosine": float(a @ b) / (signal * other) if signal and other else None,
         "sqnr_db": 20 * float(np.log10(signal / noise)) if signal and noise else None,
