@@ -31,7 +31,7 @@ LEVELS = {
 }
 # Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
 STOP_SPINNING = "session.force_spinning_stop"
-OPTIMIZED, OPTIMIZED_DATA = "optimized.onnx", "optimized.data"
+OPTIMIZED_DATA = "session.optimized_model_external_initializers_file_name"
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,23 @@ def session(model: Runnable, optimise: bool = True) -> ort.InferenceSession:
     return open_session(model, Settings(optimization="all" if optimise else "disabled"))
 
 
-def open_session(model: Runnable, settings: Settings, traced: Path | None = None) -> ort.InferenceSession:
-    """A session that prints nothing. `traced`: a folder for its profile (where `end_profiling` says) and for the graph
-    that ONNX Runtime made of the model, OPTIMIZED.
+def open_session(
+    model: Runnable, settings: Settings, profile: Path | None = None, optimized: Path | None = None
+) -> ort.InferenceSession:
+    """A session that prints nothing. `profile`: a folder for its profile (`end_profiling` says where); `optimized`: a
+    file for the graph that ONNX Runtime made of the model.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
     options.graph_optimization_level = LEVELS[settings.optimization]
     options.add_session_config_entry(STOP_SPINNING, "1")
-    if traced is not None:
+    if profile is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(traced / "profile")
-        options.optimized_model_filepath = str(traced / OPTIMIZED)
-        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", OPTIMIZED_DATA)
+        options.profile_file_prefix = str(profile / "profile")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry(OPTIMIZED_DATA, f"{optimized.stem}.data")
     if isinstance(model, ModelProto):
         model = model.SerializeToString()
     providers = [settings.provider, *([CPU] if settings.provider != CPU else [])]

@@ -38,9 +38,8 @@ def show_benchmark(out: Console, found: Benchmark) -> None:
     out.print(view)
     shapes = ", ".join(f"{n} {'x'.join(map(str, s)) or 'scalar'}" for n, s in found.shapes.items())
     aside = f", {comparison.left_aside} interrupted ones left aside" if comparison.left_aside else ""
-    out.print(
-        f"input {shapes}; {_settings(comparison.settings)}; medians of {comparison.rounds} shuffled rounds{aside}"
-    )
+    out.print(f"input {shapes}; {_settings(comparison.settings)}")
+    out.print(f"medians of {comparison.rounds} shuffled rounds in {comparison.sessions} sets of sessions{aside}")
     out.print(
         f"load: a session on the file; memory: the largest resident set above the imports; both in fresh processes,"
         f" medians of {ROUNDS}"
@@ -65,7 +64,7 @@ def _bytes(n: int | None) -> str:
 def show_profile(out: Console, names: Sequence[str], found: Profile) -> None:
     """Operators of all models, then per model the nodes that gained and lost most."""
     out.print()
-    view = table(f"operator (ms per run, {found.runs} runs)", *names)
+    view = table(f"operator ({found.runs} runs, {found.sessions} sessions)", *names)
     for row in found.operators[:TOP_OPERATORS]:
         view.add_row(row.operator, *map(_cell, row.ms, row.kernels))
     rest = found.operators[TOP_OPERATORS:]
@@ -95,10 +94,10 @@ def show_nodes(out: Console, name: str, rows: Sequence[NodeRow]) -> None:
 
 
 def _nodes(title: str, rows: Sequence[NodeRow]) -> Table:
-    view = table(title, "runs as", "before", "after", "saved (95 %)", "", left=2)
+    view = table(title, "runs as", "before", "after", "saved (range)", "", left=2)
     view.columns[1].overflow = "fold"
     for r in rows:
-        low, high = r.ci95
+        low, high = r.range_ms
         was, now = _kernels(r.before), _kernels(r.after)
         runs = was if was == now else f"{was} -> {now}"
         saved = f"{r.saved_ms * 1e3:.0f} us ({low * 1e3:.0f} to {high * 1e3:.0f})"

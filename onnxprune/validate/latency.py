@@ -1,10 +1,15 @@
-"""Latency of models side by side, in one process: after a warm-up, rounds in which each model runs once, in shuffled
-order; the medians, and per model the median of its ratio to the first one, round by round, with a bootstrap interval.
+"""Latency of models side by side, in one process: rounds in which each model runs once, in shuffled order; the medians,
+and per model the median of its ratio to the first one, round by round, with a bootstrap interval.
 
-What slows a machine slows a whole round, and a ratio within a round loses most of it. A sample during which another
-process took the CPU away is taken again, and if that does not help its round is left aside, as long as enough others
-remain. Only ratios travel between machines and days; the milliseconds are what this machine gave today. An interval
-that holds 1 shows no difference.
+Two things would make such an interval lie. The machine: what slows it slows a whole round, and a ratio within a round
+loses most of it; a sample during which another process took the CPU away is taken again, and if that does not help its
+round is left aside, as long as enough others remain. And the place in memory where a session happens to lie: the same
+model, opened twice, differed by 2 to 14 % for as long as the sessions lived. So sessions are opened anew many times, in
+shuffled order, and the bootstrap resamples sessions first and then their rounds (as Curtsinger and Berger, "Stabilizer:
+statistically sound performance evaluation", ASPLOS 2013, randomise the layout of programs).
+
+Only ratios travel between machines and days; the milliseconds are what this machine gave today. An interval that holds
+1 shows no difference.
 """
 
 from __future__ import annotations
@@ -22,14 +27,17 @@ from numpy.typing import NDArray
 from onnxprune.progress import Progress, silent
 from onnxprune.sessions import Feeds, Runnable, Settings, open_session
 
-MIN_ROUNDS, MAX_ROUNDS = 9, 1000
+SESSIONS, MIN_SESSIONS = 20, 3  # how often all models are opened, if time allows, and at least
+MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at most
 MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
 TRIES = 4  # of a sample that is interrupted
-WARM_ROUNDS = 2
-RESAMPLES = 2000
+RESAMPLES = 1000
 WIDE = 0.1  # of the ratio: an interval wider than this says little
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
 ONE_THREAD = Settings(threads=1)
+
+
+Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Timing:
     rounds, and its 95 % bootstrap interval.
     """
 
-    times_ms: NDArray[np.float64]
+    times_ms: Times
     ratio: float
     ci95: tuple[float, float]
 
@@ -75,12 +83,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Timings of two or more models, in the order they were given; the first is the reference. `left_aside`: rounds
-    that were interrupted and not used; `busy`: most were, so all are used.
+    """Timings of two or more models, in the order they were given; the first is the reference. `sessions`: how often
+    they were opened; `left_aside`: rounds that were interrupted and not used; `busy`: most were, so all are used.
     """
 
     timings: tuple[Timing, ...]
     settings: Settings
+    sessions: int
     left_aside: int = 0
     busy: bool = False
 
@@ -92,6 +101,7 @@ class Comparison:
         """How it was measured; what was found is the timings' own."""
         return {
             "rounds": self.rounds,
+            "sessions": self.sessions,
             "rounds_left_aside": self.left_aside,
             "busy": self.busy,
             **self.settings.to_dict(),
@@ -111,37 +121,69 @@ def compare(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:
-    """Time models on one feed for about `seconds` in all (at least MIN_ROUNDS rounds). Errors of ONNX Runtime come
-    through.
+    """Time models on one feed for about `seconds` in all, opening them included (at least MIN_SESSIONS times, with
+    MIN_ROUNDS rounds each). Errors of ONNX Runtime come through.
     """
-    jobs = [open_session(m, settings) for m in models]
-    for _ in range(WARM_ROUNDS):
-        once = [_sample(j, feeds, 1)[0] for j in jobs]
-    repeats = [max(1, math.ceil(MIN_SAMPLE_SECONDS / max(t, 1e-6))) for t in once]
     rng = np.random.default_rng(seed)
-    rounds: list[list[tuple[float, bool]]] = []
     start = time.perf_counter()
-    while len(rounds) < MIN_ROUNDS or (time.perf_counter() - start < seconds and len(rounds) < MAX_ROUNDS):
+    groups: list[Times] = []
+    calm: list[NDArray[np.bool_]] = []
+    while len(groups) < MIN_SESSIONS or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
         progress("latency", min(time.perf_counter() - start, seconds), seconds)
-        found = {int(k): _calm_sample(jobs[k], feeds, repeats[k]) for k in rng.permutation(len(jobs))}
-        rounds.append([found[k] for k in range(len(jobs))])
-    table = np.array([[time for time, _ in r] for r in rounds]) * 1e3
-    calm = ~np.array([any(interrupted for _, interrupted in r) for r in rounds])
-    busy = int(calm.sum()) < MIN_ROUNDS
-    used = table if busy else table[calm]
-    timings = tuple(_timing(column, used[:, 0], seed) for column in used.T)
-    return Comparison(timings, settings, len(table) - len(used), busy)
+        rounds = _rounds(models, feeds, settings, seconds, rng)
+        groups.append(np.array([[time_s * 1e3 for time_s, _ in r] for r in rounds]))
+        calm.append(np.array([not any(interrupted for _, interrupted in r) for r in rounds]))
+    quiet = [g[c] for g, c in zip(groups, calm, strict=True) if c.any()]
+    busy = len(quiet) < MIN_SESSIONS
+    used = groups if busy else quiet
+    left = sum(map(len, groups)) - sum(map(len, used))
+    timings = tuple(_timing([g[:, k] for g in used], [g[:, 0] for g in used], seed) for k in range(len(models)))
+    return Comparison(timings, settings, len(used), left, busy)
 
 
-def _timing(times: NDArray[np.float64], reference: NDArray[np.float64], seed: int) -> Timing:
-    ratios = times / reference
-    return Timing(times, float(np.median(ratios)), interval(ratios, seed))
+def _rounds(
+    models: Sequence[Runnable], feeds: Feeds, settings: Settings, seconds: float, rng: np.random.Generator
+) -> list[list[tuple[float, bool]]]:
+    """Rounds of one set of sessions: seconds of each model, and whether it was interrupted."""
+    began = time.perf_counter()
+    jobs = {int(k): open_session(models[k], settings) for k in rng.permutation(len(models))}
+    repeats = {k: _repeats(job, feeds) for k, job in jobs.items()}
+    now = time.perf_counter()
+    end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
+    rounds: list[list[tuple[float, bool]]] = []
+    while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
+        found = {int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)]) for k in rng.permutation(len(models))}
+        rounds.append([found[k] for k in range(len(models))])
+    return rounds
 
 
-def interval(values: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    picks = np.random.default_rng(seed).integers(0, values.size, (RESAMPLES, values.size))
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+def _repeats(job: Any, feeds: Feeds) -> int:
+    """Warm up; how many runs make a sample."""
+    _sample(job, feeds, 1)
+    return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1)[0], 1e-6)))
+
+
+def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Timing:
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
+    return Timing(np.concatenate(times), float(np.median(np.concatenate(ratios))), interval(ratios, seed))
+
+
+def interval(groups: Sequence[Times], seed: int) -> tuple[float, float]:
+    """95 % interval of the median of all values, from a bootstrap in two stages: groups, then values within each."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(g) for g in groups])
+    table = np.full((len(groups), sizes.max()), np.inf)
+    for row, group in zip(table, groups, strict=True):
+        row[: len(group)] = group
+    picked = rng.integers(0, len(groups), (RESAMPLES, len(groups)))
+    counts = sizes[picked][..., None]
+    drawn = (rng.random((*picked.shape, table.shape[1])) * counts).astype(int)
+    values = np.where(np.arange(table.shape[1]) < counts, table[picked[..., None], drawn], np.inf)
+    ordered = np.sort(values.reshape(RESAMPLES, -1), axis=1)
+    total = counts.sum(axis=(1, 2))
+    rows = np.arange(RESAMPLES)
+    medians = (ordered[rows, (total - 1) // 2] + ordered[rows, total // 2]) / 2
+    low, high = np.percentile(medians, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -1,16 +1,17 @@
 """Where the time goes: ONNX Runtime's profiler, kernel by kernel, for models side by side.
 
-Runs of all models alternate. Kernels of two models that stand for common nodes (`kernels`) are one row: what ran
-before, what runs now, and the median over pairs of runs of the time saved, with a distribution-free interval (the order
-statistics between which the median lies). Sums are over the medians of kernels, so that a run that was interrupted once
-spoils one kernel and not the sum. Times are the profiler's: it costs about a microsecond a kernel and counts in whole
-ones. Kernels of control flow count without what runs inside them.
+Runs of all models alternate, in SESSIONS sets of sessions, since a kernel's time depends on where its session lies in
+memory (`latency`). A kernel has one number per session, the median over its runs. Kernels of two models that stand for
+common nodes (`kernels`) are one row: what ran before, what runs now, and the time saved: the median over sessions, and
+their range, in which the true median lies with 97 % (six fair coins all show the same side in 3 %).
+
+Times are the profiler's: it costs about a microsecond a kernel and counts in whole ones. Kernels of control flow count
+without what runs inside them.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
 from collections import defaultdict
@@ -30,7 +31,7 @@ from onnxprune.graph import Graph
 from onnxprune.manager import State
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.progress import Progress, silent
-from onnxprune.sessions import CPU, OPTIMIZED, Feeds, Settings, open_session, program
+from onnxprune.sessions import CPU, Feeds, Program, Settings, open_session, program
 from onnxprune.validate.kernels import (
     Origin,
     kernel_name,
@@ -43,9 +44,9 @@ from onnxprune.validate.kernels import (
 )
 from onnxprune.validate.latency import verdict
 
-WARM_RUNS = 2
-MIN_RUNS, MAX_RUNS = 11, 51
-MAX_EVENTS = 20_000  # of one model: each is a line of a kilobyte in the profiler's file
+SESSIONS = 6
+MIN_RUNS, MAX_RUNS = 3, 20  # of a session, and one to warm up
+MAX_EVENTS = 5_000  # of a session, if possible: each is a line of a kilobyte in the profiler's file
 DIGITS = 6  # of milliseconds
 LISTED = 5  # operators named in the description of a fused kernel
 
@@ -54,7 +55,7 @@ Times = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Kernel:
-    """What ONNX Runtime runs: its operator, the nodes that it stands for, and milliseconds per run."""
+    """What ONNX Runtime runs: its operator, the nodes that it stands for, and milliseconds per run in each session."""
 
     name: str
     operator: str
@@ -81,7 +82,7 @@ class OperatorRow:
 @dataclass(frozen=True)
 class NodeRow:
     """Nodes that run together in either model: the kernels of both, medians in milliseconds, and the time saved with
-    its 95 % interval. A kernel is told as `Conv`, or as `Conv = Conv+Relu` where it stands for several nodes.
+    its range over sessions. A kernel is told as `Conv`, or as `Conv = Conv+Relu` where it stands for several nodes.
     """
 
     node: str
@@ -90,11 +91,11 @@ class NodeRow:
     before_ms: float
     after_ms: float
     saved_ms: float
-    ci95: tuple[float, float]
+    range_ms: tuple[float, float]
 
     @property
     def verdict(self) -> str:
-        return verdict(-self.ci95[1], -self.ci95[0])
+        return verdict(-self.range_ms[1], -self.range_ms[0])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -102,7 +103,7 @@ class NodeRow:
             "before": {"kernels": list(self.before), "ms": round(self.before_ms, DIGITS)},
             "after": {"kernels": list(self.after), "ms": round(self.after_ms, DIGITS)},
             "saved_ms": round(self.saved_ms, DIGITS),
-            "ci95": _rounded(self.ci95),
+            "range_ms": _rounded(self.range_ms),
             "verdict": self.verdict,
         }
 
@@ -117,10 +118,12 @@ class Profile:
     nodes: tuple[tuple[NodeRow, ...], ...]
     total_ms: tuple[float, ...]
     runs: int
+    sessions: int = SESSIONS
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "runs": self.runs,
+            "sessions": self.sessions,
             "total_ms": _rounded(self.total_ms),
             "operators": [r.to_dict() for r in self.operators],
             "nodes": [[r.to_dict() for r in rows] for rows in self.nodes],
@@ -145,42 +148,57 @@ def profile(
     if settings.provider != CPU:
         raise InputError(f"a profile needs provider {CPU}: the times of {settings.provider} are not those of kernels")
     plain = [InlineFunctions().run(State(g)) for g in models]
-    with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
-        places = [Path(folder) / str(k) for k in range(len(plain))]
-        for place in places:
-            place.mkdir()
-        jobs = [open_session(program(numbered(g)), settings, p) for g, p in zip(plain, places, strict=True)]
-        runs = _runs(jobs, feeds, max(len(g.nodes) for g in plain), seconds, seed, progress)
-        traces = [Path(j.end_profiling()) for j in jobs]
-        kernels = [_kernels(g, p, t) for g, p, t in zip(plain, places, traces, strict=True)]
+    programs = [program(numbered(g)) for g in plain]
+    most = max(MIN_RUNS, min(MAX_RUNS, MAX_EVENTS // max(1, *(len(g.nodes) for g in plain))))
+    rng = np.random.default_rng(seed)
+    taken: list[list[dict[str, Times]]] = []
+    with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
+        folder = Path(name)
+        for k in range(SESSIONS):
+            progress("profile", k, SESSIONS)
+            taken.append(_session(programs, feeds, settings, folder, most, seconds / SESSIONS, rng, first=k == 0))
+        made = [onnx.load(folder / f"{k}.onnx", load_external_data=False) for k in range(len(plain))]
+    kernels = [_kernels(g, m, [t[k] for t in taken]) for k, (g, m) in enumerate(zip(plain, made, strict=True))]
     rows = tuple(tuple(node_rows((plain[0], kernels[0]), (plain[k], kernels[k]))) for k in range(1, len(plain)))
     totals = tuple(sum(k.median_ms for k in found) for found in kernels)
+    runs = sum(len(next(iter(t[0].values()), ())) for t in taken)
     return Profile(tuple(operator_rows(kernels)), rows, totals, runs)
 
 
-def _runs(jobs: Sequence[Any], feeds: Feeds, nodes: int, seconds: float, seed: int, progress: Progress) -> int:
-    """Run the sessions in turn; how often, without the runs that warm up."""
-    most = min(MAX_RUNS, max(MIN_RUNS, MAX_EVENTS // max(nodes, 1)))
-    rng = np.random.default_rng(seed)
-    start, done = time.perf_counter(), 0
-    while done < WARM_RUNS + MIN_RUNS or (done < WARM_RUNS + most and time.perf_counter() - start < seconds):
-        progress("profile", done, WARM_RUNS + most)
-        for k in rng.permutation(len(jobs)):
-            jobs[k].run(None, feeds)
+def _session(
+    programs: Sequence[Program],
+    feeds: Feeds,
+    settings: Settings,
+    folder: Path,
+    most: int,
+    seconds: float,
+    rng: np.random.Generator,
+    first: bool,
+) -> list[dict[str, Times]]:
+    """Per model the times of its kernels in one set of sessions; the first one saves the graphs that it made."""
+    order = [int(k) for k in rng.permutation(len(programs))]
+    jobs = {k: open_session(programs[k], settings, folder, folder / f"{k}.onnx" if first else None) for k in order}
+    end, done = time.perf_counter() + seconds, 0
+    while done < 1 + MIN_RUNS or (done < 1 + most and time.perf_counter() < end):
+        for k in rng.permutation(len(programs)):
+            jobs[int(k)].run(None, feeds)
         done += 1
-    return done - WARM_RUNS
+    traces = [Path(jobs[k].end_profiling()) for k in range(len(programs))]
+    found = [run_times(json.loads(t.read_text(encoding="utf-8"))) for t in traces]
+    for trace in traces:
+        trace.unlink()
+    return [{name: times[1:] / 1e3 for name, times in f.items()} for f in found]
 
 
-def _kernels(graph: Graph, folder: Path, trace: Path) -> list[Kernel]:
-    """The kernels of a profiled session: from the graph that it made, and from its profile."""
-    made, _ = flatten(onnx.load(folder / OPTIMIZED, load_external_data=False).graph)
-    times = run_times(json.loads(trace.read_text(encoding="utf-8")))
-    names = [kernel_name(node, k) for k, node in enumerate(made)]
-    found = zip(names, made, origins(graph, made), strict=True)
+def _kernels(graph: Graph, made: onnx.ModelProto, sessions: Sequence[dict[str, Times]]) -> list[Kernel]:
+    """The kernels of a model, from the graph that ONNX Runtime made of it and their times in every session."""
+    nodes, _ = flatten(made.graph)
+    names = [kernel_name(node, k) for k, node in enumerate(nodes)]
+    found = zip(names, nodes, origins(graph, nodes), strict=True)
     return [
-        Kernel(name, kernel_operator(node), origin, times[name][WARM_RUNS:] / 1e3)
+        Kernel(name, kernel_operator(node), origin, np.array([float(np.median(s[name])) for s in sessions]))
         for name, node, origin in found
-        if name in times
+        if all(name in s for s in sessions)
     ]
 
 
@@ -236,14 +254,13 @@ def node_rows(before: tuple[Graph, Sequence[Kernel]], after: tuple[Graph, Sequen
 
 
 def _row(first: Graph, old: Sequence[Kernel], second: Graph, new: Sequence[Kernel]) -> NodeRow:
-    runs = len((old or new)[0].ms)
-    was, now = _sum(old, runs), _sum(new, runs)
     graph, kernels = (first, old) if old else (second, new)
     main = max((k for k in kernels if not k.origin.helps), key=lambda k: k.median_ms, default=kernels[0])
     name = label(graph, main.origin.nodes, main.operator) if main.origin.nodes else main.name
     before, after = tuple(_told(first, k) for k in old), tuple(_told(second, k) for k in new)
+    was, now = (np.sum([k.ms for k in side], axis=0) if side else 0 * kernels[0].ms for side in (old, new))
     before_ms, after_ms, saved_ms = (float(np.median(x)) for x in (was, now, was - now))
-    return NodeRow(name, before, after, before_ms, after_ms, saved_ms, median_interval(was - now))
+    return NodeRow(name, before, after, before_ms, after_ms, saved_ms, (float(min(was - now)), float(max(was - now))))
 
 
 def _told(graph: Graph, kernel: Kernel) -> str:
@@ -251,19 +268,3 @@ def _told(graph: Graph, kernel: Kernel) -> str:
     if kernel.origin.helps or ops in ([], [kernel.operator.rpartition(".")[2]]):
         return kernel.operator
     return f"{kernel.operator} = " + "+".join(ops[:LISTED]) + (f"+{len(ops) - LISTED} more" if ops[LISTED:] else "")
-
-
-def _sum(kernels: Iterable[Kernel], runs: int) -> Times:
-    return np.sum([k.ms for k in kernels], axis=0) if kernels else np.zeros(runs)
-
-
-def median_interval(values: Times) -> tuple[float, float]:
-    """The order statistics between which the median lies with at least 95 % (a binomial with even odds); all values
-    where there are fewer than six.
-    """
-    n, k, below = values.size, 0, 0.5**values.size
-    while below <= 0.025:
-        k += 1
-        below += math.comb(n, k) * 0.5**n
-    ordered = np.sort(values)
-    return float(ordered[max(k - 1, 0)]), float(ordered[n - max(k, 1)])
