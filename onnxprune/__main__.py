@@ -7,52 +7,56 @@ from __future__ import annotations
 import gc
 import json
 import os
-import stat
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from onnxprune import api, operators
+from onnxprune.benchmark import benchmark
+from onnxprune.config import read_config
+from onnxprune.data import DataLike, with_preprocessing
 from onnxprune.errors import GateError, InputError
+from onnxprune.gates import Gates
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.options import (
-    Config,
-    Data,
-    Json,
-    Metric,
-    Model,
-    NoCheck,
-    Original,
-    Output,
-    Pruned,
-    Quiet,
-    Samples,
-    Seed,
-    TestData,
-    Verbose,
-    for_run,
-    merged,
-    source,
-)  # fmt: skip
+    BenchGroup,
+    BudgetGroup,
+    CheckGroup,
+    ChoiceGroup,
+    GateGroup,
+    OutputGroup,
+    PassGroup,
+    PlanGroup,
+    RecoverGroup,
+    RuntimeGroup,
+    SampleGroup,
+    ShapeGroup,
+    TestGroup,
+    given,
+    grouped,
+    settings,
+)
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.reading import blaming, load
-from onnxprune.report import terminal
-from onnxprune.report.report import finite
-from onnxprune.sessions import program
-from onnxprune.validate import latency, numerics
+from onnxprune.report import live, terminal
+from onnxprune.report.benchmark import show_benchmark
+from onnxprune.report.plots import curves_svg
+from onnxprune.report.report import Report, finite
+from onnxprune.sensitivity import Sensitivity
 from onnxprune.version import __version__
-from onnxprune.writing import write_atomic
+from onnxprune.writing import check_paths, write_atomic
 
+BUDGETS = ("ratio", "macs", "params", "bytes", "max_drop", "lossless")
 INTERRUPTED = 130
 GC_OBJECTS = 100_000  # new objects between two collections
 
@@ -63,6 +67,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make trained ONNX models smaller and faster by removing filters, neurons, heads, hidden units; and prove it.",
 )
+
+Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model.", show_default=False)]
+Original = Annotated[Path, typer.Argument(metavar="ORIGINAL", show_default=False)]
+Pruned = Annotated[Path, typer.Argument(metavar="PRUNED", show_default=False)]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE.toml", help="Read options from a file; those given here win.")
+]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every cut and the time of each pass.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
 
 
 def _version(wanted: bool) -> None:
@@ -81,118 +95,89 @@ def _root(
 
 
 @app.command()
+@grouped
 def prune(
     model: Model,
-    output: Output = None,
-    ratio: Annotated[float | None, typer.Option(help="Budget: remove this fraction of the units.")] = None,
-    macs: Annotated[
-        float | None, typer.Option(help="Budget: keep at most this fraction of the multiply-accumulates.")
-    ] = None,
-    params: Annotated[float | None, typer.Option(help="Budget: keep at most this fraction of the parameters.")] = None,
-    lossless: Annotated[
-        bool | None, typer.Option("--lossless", help="Budget: remove exactly what has no effect.")
-    ] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option(metavar="global|local", help="Rank units of all dims together, or cut every dim alike."),
-    ] = None,
-    criterion: Annotated[str | None, typer.Option(metavar="l1|l2", help="How units are ranked.")] = None,
-    round_to: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep a multiple of N units; 8 or 16 suits most CPUs.")
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Prune only these dims: kind:heads, or a name with wildcards."),
-    ] = None,
-    exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave these dims alone.")] = None,
-    data: Data = None,
-    test_data: TestData = None,
-    samples: Samples = None,
-    metric: Metric = None,
-    seed: Seed = None,
-    json_file: Json = None,
-    no_check: NoCheck = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop at the plan: print it, write no model.")] = False,
-    plan_file: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Save the plan, for `onnxprune apply`.")
-    ] = None,
-    passes: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A pipeline of passes instead of the default one.")
-    ] = None,
-    verify_each: Annotated[bool, typer.Option("--verify-each", help="Check the model after each pass.")] = False,
+    budget: BudgetGroup,
+    choice: ChoiceGroup,
+    recovery: RecoverGroup,
+    inputs: TestGroup,
+    checks: CheckGroup,
+    gates: GateGroup,
+    timing: BenchGroup,
+    steps: PassGroup,
+    written: PlanGroup,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove units from a model. Give exactly one budget: --ratio, --macs, --params or --lossless."""
-    given = {
-        "ratio": ratio, "macs": macs, "params": params, "lossless": lossless, "scope": scope, "criterion": criterion,
-        "round_to": round_to, "include": include, "exclude": exclude, "data": data, "test_data": test_data,
-        "samples": samples, "metric": metric, "seed": seed, "json": json_file, "check": False if no_check else None,
-        "passes": passes,
-    }  # fmt: skip
-    options = merged(config, given)
-    if not dry_run:
+    """Remove units from a model. Give exactly one budget: --ratio, --macs, --params, --bytes, --max-drop or
+    --lossless.
+    """
+    options = _merged(config, gates, budget, choice, recovery, inputs, checks, timing, steps, written)
+    output, report_path = written.output, _path(options.get("json"))
+    if not steps.dry_run:
         _require_output(output)
-    report_path = Path(options["json"]) if "json" in options else None
-    _check_paths((model, config, options.get("data"), options.get("test_data")), output, report_path, plan_file)
-    budget = _budget(options)
-    with _progress(quiet) as step:
+    sources = (options.get(n) for n in ("data", "test_data", "sensitivity"))
+    check_paths((model, config, *sources), output, report_path, written.plan)
+    chosen, curves = _budget(options), _read(_path(options.get("sensitivity")), Sensitivity.from_json)
+    shown = _shower(quiet, model, None if steps.dry_run else output, verbose or steps.dry_run)
+    with live.shown(quiet) as step, _reported(report_path, shown):
         result = api.run(
-            load(model), budget=budget, dry_run=dry_run, verify_each=verify_each, progress=step, **for_run(options)
+            load(model),
+            budget=chosen,
+            curves=curves,
+            passes=options.get("passes"),
+            dry_run=steps.dry_run,
+            verify_each=steps.verify_each,
+            progress=step,
+            **_measured(options),
         )
-        _write(result, None if dry_run else output, report_path, plan_file)
-    out = terminal.console(quiet)
-    terminal.show_report(
-        out, result.report, model.name, "" if dry_run or output is None else output.name, verbose or dry_run
-    )
-    if dry_run:
-        terminal.show_plan(out, result.plan, result.report.dims)
+        _write(result, None if steps.dry_run else output, report_path, written.plan)
+    shown(result.report)
+    if steps.dry_run:
+        terminal.show_plan(terminal.console(quiet), result.plan, result.report.dims)
 
 
 @app.command()
+@grouped
 def apply(
     plan: Annotated[
         Path, typer.Argument(metavar="PLAN", help="A plan saved by `onnxprune prune --plan`.", show_default=False)
     ],
     model: Model,
-    output: Output = None,
-    data: Data = None,
-    test_data: TestData = None,
-    samples: Samples = None,
-    metric: Metric = None,
-    seed: Seed = None,
-    json_file: Json = None,
-    no_check: NoCheck = False,
+    recovery: RecoverGroup,
+    inputs: TestGroup,
+    checks: CheckGroup,
+    gates: GateGroup,
+    timing: BenchGroup,
+    written: OutputGroup,
     config: Config = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Carry out a saved plan on the model that it was made for."""
+    """Carry out a saved plan on the model that it was made for. Of a config, what is said of the plan is left aside."""
+    options = _merged(config, gates, recovery, inputs, checks, timing, written)
+    output, report_path = written.output, _path(options.get("json"))
     _require_output(output)
-    given = {"data": data, "test_data": test_data, "samples": samples, "metric": metric, "seed": seed}
-    options = merged(config, {**given, "check": False if no_check else None})
-    options.pop("passes", None)  # a plan is carried out by the default ones
-    _check_paths((plan, model, config, options.get("data"), options.get("test_data")), output, json_file)
-    try:
-        loaded = Plan.from_json(plan.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the plan {plan}: {error}") from error
+    check_paths((plan, model, config, options.get("data"), options.get("test_data")), output, report_path)
+    loaded = _read(plan, Plan.from_json) or Plan({})
     graph = load(model)
     if loaded.model != graph.fingerprint():
         raise InputError(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
         )
-    with _progress(quiet) as step:
-        result = api.run(graph, plan=loaded, progress=step, **for_run(options))
-        _write(result, output, json_file, None)
-    terminal.show_report(terminal.console(quiet), result.report, model.name, output.name if output else "", verbose)
+    shown = _shower(quiet, model, output, verbose)
+    with live.shown(quiet) as step, _reported(report_path, shown):
+        result = api.run(graph, plan=loaded, progress=step, **_measured(options))
+        _write(result, output, report_path, None)
+    shown(result.report)
 
 
 @app.command()
 def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
     """List every dim: its size, what it couples and costs; what is frozen, and why."""
-    _check_paths((model,), json_file)
+    check_paths((model,), json_file)
     typed = _typed(load(model))
     if json_file:
         write_atomic(json_file, json.dumps(terminal.inspection(typed), indent=1).encode())
@@ -200,27 +185,26 @@ def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
 
 
 @app.command()
+@grouped
 def check(
     original: Original,
     pruned: Pruned,
-    data: Data = None,
-    samples: Samples = None,
-    metric: Metric = None,
-    seed: Seed = None,
+    inputs: SampleGroup,
     json_file: Json = None,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare the outputs of two models on the same inputs, and what a metric says of both."""
-    options = merged(config, {"test_data": data, "metric": metric, "seed": seed})
-    _check_paths((original, pruned, config, data), json_file)
-    chosen = source(options, "test_data", "data")
-    with _progress(quiet) as step:
+    options = _merged(config, Gates(), inputs)
+    data = inputs.data or options.get("test_data") or options.get("data")
+    check_paths((original, pruned, config, data), json_file)
+    chosen = _source(options, data)
+    with live.shown(quiet) as step:
         before, after = _pair(original, pruned)
         step("running both models")
         table, readings = api.compare(
-            before, after, data=chosen, samples=samples, metric=options.get("metric"), seed=options.get("seed", 0),
-            titles=(str(original), str(pruned)),
+            before, after, data=chosen, samples=inputs.samples, metric=options.get("metric"),
+            seed=options.get("seed", 0), titles=(str(original), str(pruned)),
         )  # fmt: skip
     if json_file:
         found = {"metrics": [asdict(r) for r in readings], **table}
@@ -230,32 +214,133 @@ def check(
 
 
 @app.command()
+@grouped
+def sensitivity(
+    model: Model,
+    inputs: SampleGroup,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE.json", help="Save the curves, for `prune --sensitivity`."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the curves.")] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", help="Dims that are measured at once.")] = 1,
+    config: Config = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what the outputs lose at each width of each dim, with the weights that read it refitted."""
+    options = _merged(config, Gates(), inputs)
+    data = _source(options, options.get("data"))
+    if data is None:
+        raise InputError("sensitivities need calibration data: give --data")
+    check_paths((model, config, options.get("data")), output, plot)
+    named = {n: options[n] for n in ("samples", "seed") if n in options}
+    with live.shown(quiet) as step:
+        found = api.measure_sensitivity(load(model), data, jobs=jobs, progress=step, **named)
+    if output:
+        write_atomic(output, found.to_json().encode())
+    if plot:
+        write_atomic(plot, curves_svg(found).encode())
+    terminal.show_sensitivity(terminal.console(quiet), found)
+
+
+@app.command()
+@grouped
 def bench(
-    original: Original,
-    pruned: Pruned,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
-    data: Data = None,
-    seed: Seed = None,
+    models: Annotated[
+        list[Path], typer.Argument(metavar="A.onnx B.onnx ...", help="Models; the first one is the reference.")
+    ],
+    runtime: RuntimeGroup,
+    inputs: ShapeGroup,
+    seconds: Annotated[float, typer.Option(min=0.1, metavar="S", help="How long to measure, in all.")] = 5.0,
+    profile: Annotated[bool, typer.Option("--profile", help="Compare operators and nodes as well.")] = False,
     json_file: Json = None,
     config: Config = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare the latency of two models: interleaved runs, paired ratio, 95 % interval."""
-    options = merged(config, {"data": data, "seed": seed})
-    seed = options.get("seed", 0)
-    _check_paths((original, pruned, config, data), json_file)
-    with _progress(quiet) as step:
-        step("timing both models in turn")
-        before, after = _pair(original, pruned)
-        models = program(before), program(after)
-        feeds = next(iter(api.inputs(before, source(options, "data"), None, seed)))[0]
-        for model, path in zip(models, (original, pruned), strict=True):
-            numerics.runner(model, str(path), "these inputs or data")(feeds)
-        found = latency.bench(*models, feeds, seconds, threads, seed)
+    """Compare the latency of models: shuffled rounds, paired ratios with a 95 % interval; load time and memory."""
+    options = _merged(config, Gates(), runtime, inputs)
+    check_paths((*models, config, options.get("data")), json_file)
+    with live.shown(quiet) as step:
+        found = benchmark(
+            models,
+            shapes=dict(map(_shape, options.get("shape", []))),
+            settings=settings(options),
+            seconds=seconds,
+            profiled=profile,
+            progress=step,
+            data=_source(options, options.get("data")),
+            **{n: options[n] for n in ("seed", "batch") if n in options},
+        )
     if json_file:
         write_atomic(json_file, json.dumps(found.to_dict(), indent=1).encode())
-    terminal.show_latency(terminal.console(quiet), found, (original.name, pruned.name))
+    show_benchmark(terminal.console(quiet), found)
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input and its shape from `NAME:1x3x224x224`."""
+    name, _, sizes = text.rpartition(":")
+    parts = sizes.split("x")
+    if not name or not all(p.isascii() and p.isdigit() and int(p) for p in parts):
+        raise InputError(f"cannot read the shape {text!r}: write it as NAME:1x3x224x224")
+    return name, tuple(map(int, parts))
+
+
+def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
+    """Options of the config, those of the command line over them; a budget given there replaces the config's."""
+    found, mine = read_config(config) if config else {}, given(*groups)
+    if any(n in mine for n in BUDGETS):
+        found = {n: v for n, v in found.items() if n not in BUDGETS}
+    return found | mine | {"gates": Gates.of(found.get("gates", {}) | gates.given)}
+
+
+def _measured(options: dict[str, Any]) -> dict[str, Any]:
+    """What `prune` and `apply` tell `api.run` alike."""
+    named = ("samples", "metric", "seed", "check", "recover", "gates", "bench_seconds")
+    data = {n: _source(options, options.get(n)) for n in ("data", "test_data")}
+    return {n: options[n] for n in named if n in options} | data | {"settings": settings(options)}
+
+
+def _source(options: dict[str, Any], path: str | Path | None) -> DataLike | None:
+    """Data with the preprocessing that the config states."""
+    return None if path is None else with_preprocessing(path, options.get("images"))
+
+
+T = TypeVar("T")
+
+
+def _read(path: Path | None, parse: Callable[[str], T]) -> T | None:
+    """What a JSON file of ours says."""
+    if path is None:
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return Path(given) if given else None
+
+
+def _shower(quiet: bool, model: Path, output: Path | None, verbose: bool) -> Callable[[Report], None]:
+    out = terminal.console(quiet)
+    return lambda report: terminal.show_report(out, report, model.name, output.name if output else "", verbose)
+
+
+@contextmanager
+def _reported(path: Path | None, show: Callable[[Report], None]) -> Iterator[None]:
+    """When a check or gate fails nothing is saved, but the JSON report, which says what failed, if it is asked for; and
+    where gates were tried the report is shown.
+    """
+    try:
+        yield
+    except GateError as error:
+        if isinstance(error.report, Report):
+            if path:
+                write_atomic(path, error.report.to_json().encode())
+            if error.report.gates:
+                show(error.report)
+        raise
 
 
 @app.command()
@@ -282,34 +367,6 @@ def _require_output(output: Path | None) -> None:
         raise InputError("give the output with -o OUT.onnx (or --dry-run to stop at the plan)")
 
 
-def _check_paths(sources: Sequence[str | Path | None], *outputs: Path | None) -> None:
-    """Refuse outputs that cannot be written, before any work is done."""
-    paths = [p for p in outputs if p]
-    for path in paths:
-        if problem := _problem(path):
-            raise InputError(f"cannot write {path}: {problem}")
-        if any(s and os.path.exists(s) and path.exists() and path.samefile(s) for s in sources):
-            raise InputError(f"{path} is the input itself: choose another output")
-    if len({p.resolve() for p in paths}) < len(paths):
-        raise InputError(f"two outputs go to the same file: {', '.join(map(str, paths))}")
-
-
-def _problem(path: Path) -> str | None:
-    """What keeps a file from being written."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            return "it is a folder"
-        if not stat.S_ISREG(mode):  # a device or pipe
-            return None if os.access(path, os.W_OK) else "no permission"
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        return error.strerror
-    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
-    return None if writable else "the folder is missing or not writable"
-
-
 def _write(result: api.PruneResult, output: Path | None, report: Path | None, plan: Path | None) -> None:
     if report:
         write_atomic(report, result.report.to_json().encode())
@@ -333,17 +390,6 @@ def _pair(original: Path, pruned: Path) -> tuple[Graph, Graph]:
     if len(first.outputs) != len(second.outputs):
         raise InputError(f"{original} and {pruned} have different outputs")
     return first, second
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A line that says what is being done, on a terminal only."""
-    screen = terminal.console(quiet, stderr=True)
-    if quiet or not screen.is_terminal:
-        yield lambda text: None
-        return
-    with screen.status("loading") as status:
-        yield lambda text: status.update(f"{text} ...")
 
 
 def _say(text: str) -> None:

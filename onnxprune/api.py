@@ -6,7 +6,7 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -17,20 +17,23 @@ from onnxprune import cost
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import OBS, Budget, Plan, bind
-from onnxprune.proof import Original, Progress, look, measure, prove
+from onnxprune.progress import Progress, silent
+from onnxprune.proof import Original, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sensitivity import Sensitivity, analyse
-from onnxprune.sessions import Feeds, program
+from onnxprune.sessions import Feeds, Settings, program
 from onnxprune.validate import latency, numerics
 
 NO_DATA = "a metric needs data to be measured on: give --data"
+GatesLike = Gates | Mapping[str, float]
 SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
 
 
@@ -76,6 +79,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     passes: str | None = None,
+    gates: GatesLike | None = None,
 ) -> PruneResult:
     """Remove units from a model and prove the result.
 
@@ -103,10 +107,11 @@ def prune(
         seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
+        gates: limits that the result must keep: `Gates`, or a mapping such as {"max_rel_l2": 0.1}.
 
     Raises:
-        InputError: the model, an option, the data or the metric cannot be used.
-        GateError: the surgery check failed; the result must not be used.
+        InputError: the model, an option, the data or the metric cannot be used, or a gate cannot be measured.
+        GateError: the surgery check failed or a gate was missed; the result must not be used.
     """
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
@@ -114,7 +119,7 @@ def prune(
     )  # fmt: skip
     return run(
         load(model), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
-        samples=samples, metric=metric, seed=seed, check=check, passes=passes,
+        samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
     )  # fmt: skip
 
 
@@ -129,19 +134,13 @@ def apply(
     metric: MetricLike | None = None,
     seed: int = 0,
     check: bool = True,
+    gates: GatesLike | None = None,
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
     return run(
-        load(model),
-        plan=plan,
-        recover=recover,
-        data=data,
-        test_data=test_data,
-        samples=samples,
-        metric=metric,
-        seed=seed,
-        check=check,
-    )
+        load(model), plan=plan, recover=recover, data=data, test_data=test_data, samples=samples, metric=metric,
+        seed=seed, check=check, gates=gates,
+    )  # fmt: skip
 
 
 def choose_budget(passes: str | None, **options: Any) -> Budget | None:
@@ -176,14 +175,18 @@ def run(
     passes: str | None = None,
     dry_run: bool = False,
     verify_each: bool = False,
+    gates: GatesLike | None = None,
+    settings: Settings = latency.ONE_THREAD,
     bench_seconds: float = 1.0,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> PruneResult:
     """The flow behind `prune` and `apply`, with the command line's further options."""
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     given, tests = _samples(graph, data, test_data, samples, seed)
-    foreign = foreign_operators(graph)
+    limits, foreign = Gates.of(gates), foreign_operators(graph)
+    if not dry_run and not (check and not foreign):
+        limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     check = check and not foreign
     _require_data(budget, metric, tests, check)
     steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
@@ -201,11 +204,21 @@ def run(
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             prove(report, facts, state, base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
-            progress("latency")
             feeds = next(iter(tests), {}) if tests else facts.random[0]
-            pair = program(graph), program(state.graph)
-            report.latency_ms = latency.bench(*pair, feeds, bench_seconds, seed=seed)
+            pair = [program(graph), program(state.graph)]
+            report.latency_ms = latency.compare(pair, feeds, settings, bench_seconds, seed, progress)
+        _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
+
+
+def _try(gates: Gates, report: Report, dry_run: bool) -> None:
+    """GateError if the result misses a gate."""
+    if dry_run:
+        report.notes += [f"a dry run tries no gates: {', '.join(gates.given)}"] if gates.given else []
+        return
+    report.gates = gates.results(report.latency_ms, report.numerics, report.bytes.after)
+    if missed := [str(g) for g in report.gates if not g.passed]:
+        raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
 def _pipeline(budget: Budget | None, recover: bool) -> str:
@@ -226,8 +239,8 @@ def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Sampl
 
 
 def _search(manager: PassManager, first: State, facts: Original | None, progress: Progress) -> list[PassResult]:
-    """Run the passes at several budgets in MACs, and leave `first` as the run that keeps the fewest of those at which the
-    metric loses no more than allowed.
+    """Run the passes at several budgets in MACs, and leave `first` as the run that keeps the fewest of those at which
+    the metric loses no more than allowed.
     """
     budget = first.budget
     if budget is None or budget.max_drop is None or facts is None or facts.yardstick is None:
@@ -239,7 +252,7 @@ def _search(manager: PassManager, first: State, facts: Original | None, progress
     for k in range(SEARCHES):
         macs = (low + high) / 2
         tried = replace(first, budget=replace(budget, macs=macs, max_drop=None), cuts=[], recoveries=[])
-        progress(f"{macs:.1%} of the MACs, attempt {k + 1} of {SEARCHES}")
+        progress(f"{macs:.1%} of the MACs", k, SEARCHES)
         try:
             results = manager.run(tried)
         except InputError:  # the least that may be kept is more
@@ -261,7 +274,7 @@ def _sensitivity(state: State, progress: Progress, jobs: int = 1) -> Sensitivity
     PassManager(parse(PREPARE, PASSES)).run(ready, progress)
     if ready.calibration is None:
         raise InputError("sensitivities need calibration data: give --data")
-    tell = lambda done, total: progress(f"sensitivity: {done} of {total} dims")  # noqa: E731
+    tell = partial(progress, "sensitivity of dims")
     return analyse(ready.calibration, ready.typed.prunable, state.model, jobs, tell)
 
 
@@ -272,7 +285,7 @@ def measure_sensitivity(
     samples: int = SAMPLES,
     seed: int = 0,
     jobs: int = 1,
-    progress: Progress = lambda text: None,
+    progress: Progress = silent,
 ) -> Sensitivity:
     """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
     measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.

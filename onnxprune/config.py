@@ -1,5 +1,6 @@
-"""Options from a TOML file: the keys of `onnxprune prune`, at the top level or in a table `[prune]`; and a table
-`[data]` that says where the data is (`path`, `test`, `samples`) and how images are read (`Preprocessing`).
+"""Options from a TOML file: keys of `onnxprune prune`, at the top level or in a table `[prune]`; gates in a table
+`[gates]`; and a table `[data]` that says where the data is (`path`, `test`, `samples`) and how images are read
+(`Preprocessing`). Which keys there are, and of what type, is told by the options themselves.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ from typing import Any
 
 from onnxprune.data import Preprocessing
 from onnxprune.errors import InputError
+from onnxprune.options import CONFIG, kinds
 
-NUMBER, PATTERNS = (float, int), (list, str)
-KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("ratio", "macs", "params"), NUMBER),
-    **dict.fromkeys(("include", "exclude"), PATTERNS),
-    **dict.fromkeys(("lossless", "check"), (bool,)),
-    **dict.fromkeys(("round_to", "samples", "seed"), (int,)),
-    **dict.fromkeys(("scope", "criterion", "data", "test_data", "metric", "passes", "json"), (str,)),
+# type of an option: what TOML may give for it
+TOML: dict[Any, tuple[type, ...]] = {
+    float: (float, int),
+    int: (int,),
+    bool: (bool,),
+    str: (str,),
+    Path: (str,),
+    list[str]: (list, str),
 }
 DATA = {"path": "data", "test": "test_data", "samples": "samples"}  # keys of [data], and the options that they are
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Options of a config file by name; a table [data] gives `images`, a `Preprocessing`, too. InputError if it cannot
-    be read, is not TOML, or has an unknown or ill-typed key.
+    """Options of a config file by name, gates as a dict under "gates", and with a table [data] a `Preprocessing` under
+    "images". InputError if it cannot be read, is not TOML, or has an unknown or ill-typed key.
     """
     try:
         data: Mapping[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -34,19 +37,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read the config {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the config {path} is not TOML: {error}") from error
-    table = data.get("prune", {})
-    if not isinstance(table, dict):
-        raise InputError(f"the config {path} gives 'prune' a {type(table).__name__}: write a table [prune]")
-    flat = {**{k: v for k, v in data.items() if k != "prune"}, **table}
+    tables = {name: data.get(name, {}) for name in CONFIG}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"the config {path} gives {name!r} a {type(table).__name__}: write a table [{name}]")
+    flat = {k: v for k, v in data.items() if k not in tables} | tables["prune"]
+    gates = _options(path, tables["gates"], "gates")
+    found = {"gates": gates} if gates else {}
     stated = data.get("data")
     if not isinstance(stated, dict):
-        return _options(path, flat)
-    if "data" not in table:
+        return _options(path, flat, "prune") | found
+    if "data" not in tables["prune"]:
         del flat["data"]
     where = {DATA[k]: v for k, v in stated.items() if k in DATA}
     if twice := sorted(where.keys() & {k.replace("-", "_") for k in flat}):
         raise InputError(f"the config {path} gives {', '.join(twice)} twice: in the table [data] and outside")
-    return {**_options(path, {**flat, **where}), "images": _preprocessing(path, stated)}
+    return _options(path, flat | where, "prune") | found | {"images": _preprocessing(path, stated)}
 
 
 def _preprocessing(path: Path, stated: Mapping[str, Any]) -> Preprocessing:
@@ -59,17 +65,17 @@ def _preprocessing(path: Path, stated: Mapping[str, Any]) -> Preprocessing:
         raise InputError(f"the config {path}: {error}") from error
 
 
-def _options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def _options(path: Path, table: Mapping[str, Any], title: str) -> dict[str, Any]:
+    known = kinds(title)
     found: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in table.items():
         name = key.replace("-", "_")
-        if name not in KINDS:
-            raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(KINDS)}")
-        if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
-            raise InputError(
-                f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}"
-            )
-        found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
+        if name not in known:
+            raise InputError(f"the config {path} has an unknown option {key!r}: choose from {', '.join(known)}")
+        wanted = TOML[known[name]]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise InputError(f"the config {path} gives {key!r} a {type(value).__name__}, it takes {wanted[0].__name__}")
+        found[name] = [value] if list in wanted and isinstance(value, str) else value
         if isinstance(value, list) and not all(isinstance(v, str) for v in value):
             raise InputError(f"the config {path} gives {key!r} a list with something that is not text")
     return found

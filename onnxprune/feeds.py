@@ -66,14 +66,16 @@ def foreign_operators(graph: Graph) -> list[str]:
     return sorted(f"{domain}.{name}" for domain, name in found)
 
 
-def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
-    """Input shapes at which ONNX Runtime runs the model; InputError with its message if none of those tried does."""
+def running_shapes(graph: Graph, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, Shape]:
+    """Input shapes at which ONNX Runtime runs the model, free axes of `sizes` (`axis_sizes`) as given; InputError with
+    its message if none of those tried does.
+    """
     made, message = None, ""
     try:
         made = session(program(graph))
     except Exception as error:
         raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
-    for first, _ in bindings(graph, {}):
+    for first, _ in bindings(graph, {}, sizes or {}):
         try:
             made.run(None, random_feeds(graph, first, seed))
             return dict(first.shapes)
@@ -82,12 +84,48 @@ def running_shapes(graph: Graph, seed: int) -> dict[str, Shape]:
     raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {message}")
 
 
-def bindings(graph: Graph, known: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding]]:
-    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
+def axis_sizes(graph: Graph, shapes: Mapping[str, Shape], batch: int | None = None) -> dict[str, int]:
+    """Sizes of free axes, by `_axis`, for inputs of these shapes and a first axis of `batch` where it is free in the
+    others. InputError where the model does not take them.
+    """
+    inputs = {v.name: v.type.tensor_type.shape.dim for v in graph.inputs}
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise InputError(f"the model has no input {name!r}: it has {', '.join(inputs)}")
+        want = [d.dim_value or d.dim_param or "?" for d in inputs[name]]
+        if len(shape) != len(want) or any(isinstance(w, int) and w != n for w, n in zip(want, shape, strict=True)):
+            raise InputError(f"input {name!r} cannot have shape {list(shape)}: the model wants {want}")
+        for axis, (dim, n) in enumerate(zip(inputs[name], shape, strict=True)):
+            if not dim.dim_value and found.setdefault(_axis(name, axis, dim), n) != n:
+                raise InputError(f"axis {dim.dim_param!r} is given two sizes: {found[dim.dim_param]} and {n}")
+    if batch is None:
+        return found
+    free = batched_inputs(graph)
+    if not free:
+        raise InputError(f"no input of the model has a free first axis that could be a batch of {batch}")
+    return {_axis(n, 0, inputs[n][0]): batch for n in free} | found
+
+
+def batched_inputs(graph: Graph) -> list[str]:
+    """Inputs whose first axis is free."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in graph.inputs}
+    return [n for n, d in dims.items() if d and not d[0].dim_value]
+
+
+def _axis(name: str, axis: int, dim: Any) -> str:
+    """What names a free axis of an input: its symbol, else the input and its place."""
+    return dim.dim_param or f"{name}.{axis}"
+
+
+def bindings(
+    graph: Graph, known: Mapping[str, Shape], given: Mapping[str, int] | None = None
+) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size; `given` are kept."""
     free = any(not d.dim_value for v in graph.inputs for d in v.type.tensor_type.shape.dim)
     attempts = max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if free else 1
     for attempt, states in product(range(attempts), (False, True) if _has_states(graph) else (False,)):
-        sizes: dict[str, tuple[int, int]] = {}
+        sizes = {axis: (n, n) for axis, n in (given or {}).items()}
         pair: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
         for value in graph.inputs:
             dims = value.type.tensor_type.shape.dim
@@ -122,7 +160,7 @@ def _pick(
     else:
         table = IMAGE_SIZES if rank >= 4 else LENGTH_SIZES
         picked = table[min(attempt, len(table) - 1)]
-    return sizes.setdefault(dim.dim_param or f"{name}.{axis}", picked)
+    return sizes.setdefault(_axis(name, axis, dim), picked)
 
 
 def batch_size(graph: Graph, binding: Binding) -> int:

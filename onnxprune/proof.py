@@ -4,7 +4,7 @@ each stage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from onnxprune.graph import Graph
 from onnxprune.manager import State
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
+from onnxprune.progress import Progress
 from onnxprune.report.report import Report
 from onnxprune.sessions import Feeds, program
 from onnxprune.validate import numerics
@@ -22,7 +23,6 @@ from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_e
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
 RANDOM_FEEDS = 2  # one of each kind
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,11 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
     else:
         _read(report, facts.yardstick, state, [comparison, largest])
     report.numerics, report.numerics_on = comparison.table(), facts.measured_on
+    report.notes += [
+        f"not compared with the original: {o.name!r}, no tensor or of another shape"
+        for o in state.graph.outputs
+        if o.name not in report.numerics
+    ]
     limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
     if lossless and largest.error > limit:
         raise GateError(

@@ -1,4 +1,4 @@
-"""Running a model in ONNX Runtime: one plain CPU session that prints nothing.
+"""Running a model in ONNX Runtime: a plain CPU session that prints nothing, or one with `Settings` of its own.
 
 A model too large to be one piece is given as a `Program`: its bytes without the large constants, and these beside it as
 arrays, or left in the file that they are in, which ONNX Runtime maps.
@@ -15,24 +15,67 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
+from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 
 Feeds = dict[str, NDArray[Any]]
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model from memory has its external data
+CPU = "CPUExecutionProvider"
+LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+# Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
+STOP_SPINNING = "session.force_spinning_stop"
+OPTIMIZED_DATA = "session.optimized_model_external_initializers_file_name"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How ONNX Runtime runs a model. `threads`: of one operator, 0 leaves it to ONNX Runtime; `provider`: an execution
+    provider, also without the words behind its name ("cuda"); nodes that it lacks run on the CPU; `optimization`: one
+    of LEVELS. InputError for what this ONNX Runtime does not have.
+    """
+
+    threads: int = 0
+    provider: str = CPU
+    optimization: str = "all"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.threads, int) or self.threads < 0:
+            raise InputError(f"threads must be a whole number of at least 0, got {self.threads!r}")
+        if self.optimization not in LEVELS:
+            raise InputError(f"unknown optimization {self.optimization!r}: choose from {', '.join(LEVELS)}")
+        present = ort.get_available_providers()
+        wanted = str(self.provider).lower().removesuffix("executionprovider") + "executionprovider"
+        named = next((p for p in present if p.lower() == wanted), None)
+        if named is None:
+            raise InputError(
+                f"this ONNX Runtime has no provider {self.provider!r}: choose from {', '.join(present)}, or install a"
+                " build that has it"
+            )
+        object.__setattr__(self, "provider", named)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"threads": self.threads, "provider": self.provider, "graph_optimization": self.optimization}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A serialised model, the constants that it leaves to be given, and the folder of its external data."""
+    """A model, serialised or in a file, the constants that it leaves to be given, and the folder of its external
+    data.
+    """
 
-    model: bytes
+    model: bytes | Path
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     folder: Path | None = None
 
 
-Runnable = ModelProto | bytes | Program
+Runnable = ModelProto | bytes | Path | Program
 
 
 def program(graph: Graph) -> Program:
@@ -64,26 +107,43 @@ def _elsewhere(tensor: TensorProto, source: Source | None) -> TensorProto:
 class _Session(ort.InferenceSession):  # type: ignore[misc]
     """A session that holds the arrays that its constants lie in."""
 
-    def __init__(self, program: Program, options: ort.SessionOptions) -> None:
+    def __init__(self, program: Program, options: ort.SessionOptions, providers: list[str]) -> None:
         values = {n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in program.tensors.items()}
         self.held = values, program.tensors
         if program.folder is not None:
             options.add_session_config_entry(FOLDER, str(program.folder.resolve()))
         if values:
             options.add_external_initializers(list(values), list(values.values()))
-        super().__init__(program.model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        model = str(program.model) if isinstance(program.model, Path) else program.model
+        super().__init__(model, options, providers=providers, enable_fallback=0)
 
 
-def session(model: Runnable, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
+def session(model: Runnable, optimise: bool = True) -> ort.InferenceSession:
     """A CPU session that prints nothing."""
+    return open_session(model, Settings(optimization="all" if optimise else "disabled"))
+
+
+def open_session(
+    model: Runnable, settings: Settings, profile: Path | None = None, optimized: Path | None = None
+) -> ort.InferenceSession:
+    """A session that prints nothing. `profile`: a folder for its profile (`end_profiling` says where); `optimized`: a
+    file for the graph that ONNX Runtime made of the model.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = settings.threads
+    options.graph_optimization_level = LEVELS[settings.optimization]
+    options.add_session_config_entry(STOP_SPINNING, "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile / "profile")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry(OPTIMIZED_DATA, f"{optimized.stem}.data")
     if isinstance(model, ModelProto):
         model = model.SerializeToString()
-    return _Session(model if isinstance(model, Program) else Program(model), options)
+    providers = [settings.provider, *([CPU] if settings.provider != CPU else [])]
+    return _Session(model if isinstance(model, Program) else Program(model), options, providers)
 
 
 def run(model: Runnable, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:

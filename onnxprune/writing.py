@@ -7,7 +7,9 @@ written.
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -22,6 +24,34 @@ if TYPE_CHECKING:
 
 EXTERNAL_BYTES = 1024  # smaller constants stay in the model
 PAGE_BYTES = 4096  # where external constants start, so that they can be mapped
+
+
+def check_paths(sources: Sequence[str | Path | None], *outputs: Path | None) -> None:
+    """Refuse outputs that cannot be written, or are one of the sources, before any work is done. InputError."""
+    paths = [p for p in outputs if p]
+    for path in paths:
+        if problem := _problem(path):
+            raise InputError(f"cannot write {path}: {problem}")
+        if any(s and os.path.exists(s) and path.exists() and path.samefile(s) for s in sources):
+            raise InputError(f"{path} is the input itself: choose another output")
+    if len({p.resolve() for p in paths}) < len(paths):
+        raise InputError(f"two outputs go to the same file: {', '.join(map(str, paths))}")
+
+
+def _problem(path: Path) -> str | None:
+    """What keeps a file from being written."""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return "it is a folder"
+        if not stat.S_ISREG(mode):  # a device or pipe
+            return None if os.access(path, os.W_OK) else "no permission"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return error.strerror
+    writable = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    return None if writable else "the folder is missing or not writable"
 
 
 def serialize(model: ModelProto) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow",
+    "errors version dims flow progress",
     "storage",
     "graph writing evaluate contrib quantization",
     "sessions reading",
@@ -22,14 +22,19 @@ LAYERS = (
     "trace",
     "rules",
     "inference naming operators",
-    "cost constancy lossless criteria",
+    "cost constancy lossless linear stages regression",
+    "calibration",
+    "criteria",
+    "allocation sensitivity",
     "plan",
     "manager",
-    "passes validate metrics",
+    "recovery validate metrics",
+    "passes",
+    "gates benchmark",
     "report",
     "proof",
-    "api config",
-    "options",
+    "api options",
+    "config",
     "__main__",
 )
 RANK = {name: k for k, line in enumerate(LAYERS) for name in line.split()}

@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from onnxprune.gates import GateResult
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Mended, PassResult
 from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
-from onnxprune.validate.latency import Latency
+from onnxprune.validate.latency import Comparison
 from onnxprune.validate.surgery_check import SurgeryCheck
 from onnxprune.version import __version__
 
@@ -67,7 +68,8 @@ class Report:
     numerics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     numerics_on: str = ""
     metrics: list[Reading] = field(default_factory=list)
-    latency_ms: Latency | None = None
+    latency_ms: Comparison | None = None
+    gates: list[GateResult] = field(default_factory=list)
     passes: list[PassResult] = field(default_factory=list)
     cuts: list[Cutting] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
@@ -88,7 +90,8 @@ class Report:
             "numerics": finite(self.numerics),
             "numerics_on": self.numerics_on,
             "metrics": finite([asdict(m) for m in self.metrics]),
-            "latency_ms": self.latency_ms.to_dict() if self.latency_ms else None,
+            "latency_ms": _latency(self.latency_ms) if self.latency_ms else None,
+            "gates": [g.to_dict() for g in self.gates],
             "passes": [{"name": p.name, "modified": p.modified, "seconds": round(p.seconds, 6)} for p in self.passes],
             "cuts": [{"dim": c.dim, "kind": c.kind, "before": c.before, "after": c.after} for c in self.cuts],
             "frozen": [{"dim": f.dim, "reason": f.reason, "where": f.where, "size": f.size} for f in self.frozen],
@@ -110,6 +113,22 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _latency(found: Comparison) -> dict[str, Any]:
+    """Medians of the original and the result, `speedup` = before / after with its interval, and the times of all
+    rounds.
+    """
+    before, after = found.timings
+    return {
+        "before": before.median_ms,
+        "after": after.median_ms,
+        "speedup": after.speedup,
+        "ci95": list(after.speedup_ci95),
+        "verdict": after.verdict,
+        **found.to_dict(),
+        "times": {"before": before.to_dict()["times_ms"], "after": after.to_dict()["times_ms"]},
+    }
 
 
 def versions() -> dict[str, str]:

@@ -12,16 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune import cost
+from onnxprune.criteria.second_order import Curve
 from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report
-from onnxprune.validate.latency import Latency
+from onnxprune.sensitivity import Sensitivity
+from onnxprune.validate.latency import Timing
 
 TOP_CUTS = 8
 TOP_PLACES = 3
+SHARES = (0.9, 0.75, 0.5, 0.25)  # of the units, in tables of sensitivities
 STAGES = {"original": "before", "removed": "after removal", "recovered": "after recovery", "pruned": "after"}
+UNITS = {"sqnr_db": "{:.4g} dB", "top1_agreement": "{:.1%}"}  # of metrics that have one
 OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
@@ -48,9 +52,12 @@ def change(before: float, after: float) -> str:
 
 def show_report(out: Console, report: Report, source: str, target: str, verbose: bool = False) -> None:
     """The result of `prune` and `apply`."""
-    arrow = (" -> ", (target, "bold")) if target else (" (dry run)",)
+    missed = [g for g in report.gates if not g.passed]
+    arrow = (" (not saved)",) if missed else (" -> ", (target, "bold")) if target else (" (dry run)",)
     out.print(Text.assemble((source, "bold"), *arrow))
     out.print(_totals(report))
+    if report.latency_ms and (words := shows(report.latency_ms.timings[-1])) != "faster":
+        out.print(f"latency           {words}")
     if report.surgery_check:
         check = report.surgery_check
         verdict = ("passed", "green") if check.passed else ("failed", "red")
@@ -59,6 +66,9 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
     show_metrics(out, report.metrics)
+    for gate in report.gates:
+        verdict = ("passed", "green") if gate.passed else ("failed", "red")
+        out.print(Text.assemble("gate              ", verdict, f", {gate}"))
     show_cuts(out, report, None if verbose else TOP_CUTS)
     _show_frozen(out, report)
     for note in report.notes:
@@ -78,14 +88,20 @@ def _totals(report: Report) -> Table:
     for name, value, unit in rows:
         table.add_row(name, count(value.before, unit), count(value.after, unit), change(value.before, value.after))
     if report.latency_ms:
-        table.add_row(*_latency_row("latency", report.latency_ms))
+        before, after = report.latency_ms.timings
+        table.add_row("latency", f"{before.median_ms:.3f} ms", f"{after.median_ms:.3f} ms", speed_up(after))
     return table
 
 
-def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
-    low, high = latency.ci95
-    speed = f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
-    return name, f"{latency.before:.3f} ms", f"{latency.after:.3f} ms", speed
+def speed_up(timing: Timing) -> str:
+    """With its interval: 1.88x (1.84 to 1.91)."""
+    low, high = timing.speedup_ci95
+    return f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def shows(timing: Timing) -> str:
+    """What the interval of a speed-up shows."""
+    return timing.verdict + (" (wide interval)" if timing.is_wide else "")
 
 
 def _numbers(row: Mapping[str, float | None]) -> str:
@@ -104,6 +120,27 @@ def show_metrics(out: Console, readings: Sequence[Reading]) -> None:
         told = ", ".join(f"{STAGES.get(r.stage, r.stage)} {r.value:.4g}" for r in readings)
         last = readings[-1]
         out.print(f"metric            {last.name}: {told} ({_plural(last.samples, 'sample')})")
+
+
+def show_sensitivity(out: Console, found: Sensitivity) -> None:
+    """`sensitivity`: the error of the outputs at some widths of each dim, those that cost most first."""
+    table = Table(
+        "dim", "kind", "units", *(f"{s:.0%} kept" for s in SHARES), box=None, pad_edge=False, header_style="dim"
+    )
+    table.columns[0].overflow = "fold"
+    for column in table.columns[2:]:
+        column.justify = "right"
+    half = {n: _at(c, 0.5) for n, c in found.curves.items()}
+    for name in sorted(half, key=lambda n: -half[n]):
+        curve = found.curves[name]
+        table.add_row(name, found.kinds[name], str(len(curve.order)), *(f"{_at(curve, s):.2g}" for s in SHARES))
+    out.print("relative squared error of the outputs with that share of a dim's units kept, its readers refitted")
+    out.print(table)
+
+
+def _at(curve: Curve, share: float) -> float:
+    size = len(curve.order)
+    return float(curve.errors[size - max(1, round(share * size))])
 
 
 def show_cuts(out: Console, report: Report, limit: int | None) -> None:
@@ -214,20 +251,10 @@ def show_numerics(out: Console, table: Mapping[str, Mapping[str, float | None]],
     for column in view.columns[1:]:
         column.justify = "right"
     for name, row in table.items():
-        view.add_row(name, *(_cell(row.get(k)) for k in keys))
+        view.add_row(name, *(_cell(row.get(k), UNITS.get(k, "{:.4g}")) for k in keys))
     out.print(view)
     out.print(f"on {on}")
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
-
-
-def show_latency(out: Console, latency: Latency, names: Sequence[str]) -> None:
-    """`bench`: both medians and the paired ratio."""
-    table = Table("", *names, "speed-up (95 %)", box=None, pad_edge=False, header_style="dim")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    table.add_row(*_latency_row("latency", latency))
-    out.print(table)
-    out.print(f"{latency.rounds} interleaved rounds, {_plural(latency.threads, 'thread')}, {latency.provider}")
+def _cell(value: float | None, text: str) -> str:
+    return "-" if value is None else text.format(value)

@@ -1,82 +1,208 @@
-"""Latency of two models side by side, in one process: interleaved rounds after a warm-up, the median of the paired
-ratios, a bootstrap interval.
+"""Latency of models side by side, in one process: rounds in which each model runs once, in shuffled order; the medians,
+and per model the median of its ratio to the first one, round by round, with a bootstrap interval.
 
-Only ratios travel between machines and days; the milliseconds are what this machine gave today.
+Two things would make such an interval lie. The machine: what slows it slows a whole round, and a ratio within a round
+loses most of it; a sample during which another process took the CPU away is taken again, and if that does not help its
+round is left aside, as long as enough others remain. And the place in memory where a session happens to lie: the same
+model, opened twice, differed by 2 to 14 % for as long as the sessions lived. So sessions are opened anew many times, in
+shuffled order, and the bootstrap resamples sessions first and then their rounds (as Curtsinger and Berger, "Stabilizer:
+statistically sound performance evaluation", ASPLOS 2013, randomise the layout of programs).
+
+Only ratios travel between machines and days; the milliseconds are what this machine gave today. An interval that holds
+1 shows no difference.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.sessions import Feeds, Runnable, session
+from onnxprune.progress import Progress, silent
+from onnxprune.sessions import Feeds, Runnable, Settings, open_session
 
-MIN_ROUNDS, MAX_ROUNDS = 9, 200
-MIN_SAMPLE_SECONDS = 0.002  # shorter runs are repeated within a sample, above the clock's and scheduler's jitter
-RESAMPLES = 2000
+SESSIONS, MIN_SESSIONS = 20, 3  # how often all models are opened, if time allows, and at least
+MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at most
+MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
+TRIES = 4  # of a sample that is interrupted
+RESAMPLES = 1000
+WIDE = 0.1  # of the ratio: an interval wider than this says little
+resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
+ONE_THREAD = Settings(threads=1)
+
+
+Times = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Milliseconds per run (medians); `speedup` = before / after, the median over pairs; `ci95` its 95 % bootstrap
-    interval.
+class Timing:
+    """One model: milliseconds per run, one number a round, and their ratio to the first model's: the median over
+    rounds, and its 95 % bootstrap interval.
     """
 
-    before: float
-    after: float
-    speedup: float
+    times_ms: Times
+    ratio: float
     ci95: tuple[float, float]
-    rounds: int
-    threads: int
-    provider: str = "CPUExecutionProvider"
+
+    @property
+    def median_ms(self) -> float:
+        return float(np.median(self.times_ms))
+
+    @property
+    def speedup(self) -> float:
+        return 1 / self.ratio
+
+    @property
+    def speedup_ci95(self) -> tuple[float, float]:
+        return 1 / self.ci95[1], 1 / self.ci95[0]
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.ci95[0] - 1, self.ci95[1] - 1)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the interval is too wide to say much: measure longer, or on a machine with less to do."""
+        return self.ci95[1] - self.ci95[0] > WIDE * self.ratio
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "before": self.before,
-            "after": self.after,
-            "speedup": self.speedup,
+            "median_ms": self.median_ms,
+            "ratio": self.ratio,
             "ci95": list(self.ci95),
-            "rounds": self.rounds,
-            "threads": self.threads,
-            "provider": self.provider,
-            "graph_optimization": "all",
+            "verdict": self.verdict,
+            "times_ms": [round(float(t), 6) for t in self.times_ms],
         }
 
 
-def bench(
-    before: Runnable, after: Runnable, feeds: Feeds, seconds: float = 2.0, threads: int = 1, seed: int = 0
-) -> Latency:
-    """Time two models on one feed for about `seconds` (at least MIN_ROUNDS rounds)."""
-    jobs = [session(m, threads=threads) for m in (before, after)]
-    for _ in range(2):
-        once = [_time(j, feeds, 1) for j in jobs]
-    repeat = max(1, int(np.ceil(MIN_SAMPLE_SECONDS / max(min(once), 1e-6))))
-    end = time.perf_counter() + seconds
-    times: list[tuple[float, float]] = []
-    while len(times) < MIN_ROUNDS or (time.perf_counter() < end and len(times) < MAX_ROUNDS):
-        order = (0, 1) if len(times) % 2 == 0 else (1, 0)
-        found = {k: _time(jobs[k], feeds, repeat) for k in order}
-        times.append((found[0], found[1]))
-    table = np.array(times)
-    ratios = table[:, 0] / table[:, 1]
-    low, high = interval(ratios, seed)
-    median = np.median(table, axis=0) * 1e3
-    return Latency(float(median[0]), float(median[1]), float(np.median(ratios)), (low, high), len(times), threads)
+@dataclass(frozen=True)
+class Comparison:
+    """Timings of two or more models, in the order they were given; the first is the reference. `sessions`: how often
+    they were opened; `left_aside`: rounds that were interrupted and not used; `busy`: most were, so all are used.
+    """
+
+    timings: tuple[Timing, ...]
+    settings: Settings
+    sessions: int
+    left_aside: int = 0
+    busy: bool = False
+
+    @property
+    def rounds(self) -> int:
+        return len(self.timings[0].times_ms)
+
+    def to_dict(self) -> dict[str, Any]:
+        """How it was measured; what was found is the timings' own."""
+        return {
+            "rounds": self.rounds,
+            "sessions": self.sessions,
+            "rounds_left_aside": self.left_aside,
+            "busy": self.busy,
+            **self.settings.to_dict(),
+        }
 
 
-def interval(ratios: NDArray[np.float64], seed: int) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    picks = np.random.default_rng(seed).integers(0, ratios.size, (RESAMPLES, ratios.size))
-    low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
+def verdict(low: float, high: float) -> str:
+    """What an interval around a difference shows."""
+    return "faster" if high < 0 else "slower" if low > 0 else "no difference shown"
+
+
+def compare(
+    models: Sequence[Runnable],
+    feeds: Feeds,
+    settings: Settings = ONE_THREAD,
+    seconds: float = 2.0,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Comparison:
+    """Time models on one feed for about `seconds` in all, opening them included (at least MIN_SESSIONS times, with
+    MIN_ROUNDS rounds each). Errors of ONNX Runtime come through.
+    """
+    rng = np.random.default_rng(seed)
+    start = time.perf_counter()
+    groups: list[Times] = []
+    calm: list[NDArray[np.bool_]] = []
+    while len(groups) < MIN_SESSIONS or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
+        progress("latency", min(time.perf_counter() - start, seconds), seconds)
+        rounds = _rounds(models, feeds, settings, seconds, rng)
+        groups.append(np.array([[time_s * 1e3 for time_s, _ in r] for r in rounds]))
+        calm.append(np.array([not any(interrupted for _, interrupted in r) for r in rounds]))
+    quiet = [g[c] for g, c in zip(groups, calm, strict=True) if c.any()]
+    busy = len(quiet) < MIN_SESSIONS
+    used = groups if busy else quiet
+    left = sum(map(len, groups)) - sum(map(len, used))
+    timings = tuple(_timing([g[:, k] for g in used], [g[:, 0] for g in used], seed) for k in range(len(models)))
+    return Comparison(timings, settings, len(used), left, busy)
+
+
+def _rounds(
+    models: Sequence[Runnable], feeds: Feeds, settings: Settings, seconds: float, rng: np.random.Generator
+) -> list[list[tuple[float, bool]]]:
+    """Rounds of one set of sessions: seconds of each model, and whether it was interrupted."""
+    began = time.perf_counter()
+    jobs = {int(k): open_session(models[k], settings) for k in rng.permutation(len(models))}
+    repeats = {k: _repeats(job, feeds) for k, job in jobs.items()}
+    now = time.perf_counter()
+    end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
+    rounds: list[list[tuple[float, bool]]] = []
+    while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
+        found = {int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)]) for k in rng.permutation(len(models))}
+        rounds.append([found[k] for k in range(len(models))])
+    return rounds
+
+
+def _repeats(job: Any, feeds: Feeds) -> int:
+    """Warm up; how many runs make a sample."""
+    _sample(job, feeds, 1)
+    return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1)[0], 1e-6)))
+
+
+def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Timing:
+    ratios = [t / r for t, r in zip(times, reference, strict=True)]
+    return Timing(np.concatenate(times), float(np.median(np.concatenate(ratios))), interval(ratios, seed))
+
+
+def interval(groups: Sequence[Times], seed: int) -> tuple[float, float]:
+    """95 % interval of the median of all values, from a bootstrap in two stages: groups, then values within each."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(g) for g in groups])
+    table = np.full((len(groups), sizes.max()), np.inf)
+    for row, group in zip(table, groups, strict=True):
+        row[: len(group)] = group
+    picked = rng.integers(0, len(groups), (RESAMPLES, len(groups)))
+    counts = sizes[picked][..., None]
+    drawn = (rng.random((*picked.shape, table.shape[1])) * counts).astype(int)
+    values = np.where(np.arange(table.shape[1]) < counts, table[picked[..., None], drawn], np.inf)
+    ordered = np.sort(values.reshape(RESAMPLES, -1), axis=1)
+    total = counts.sum(axis=(1, 2))
+    rows = np.arange(RESAMPLES)
+    medians = (ordered[rows, (total - 1) // 2] + ordered[rows, total // 2]) / 2
+    low, high = np.percentile(medians, [2.5, 97.5])
     return float(low), float(high)
 
 
-def _time(job: Any, feeds: Feeds, repeat: int) -> float:
-    start = time.perf_counter()
+def _calm_sample(job: Any, feeds: Feeds, repeat: int) -> tuple[float, bool]:
+    for _ in range(TRIES):
+        seconds, interrupted = _sample(job, feeds, repeat)
+        if not interrupted:
+            break
+    return seconds, interrupted
+
+
+def _sample(job: Any, feeds: Feeds, repeat: int) -> tuple[float, bool]:
+    """Seconds per run, and whether another process took the CPU meanwhile."""
+    taken, start = _times_taken(), time.perf_counter()
     for _ in range(repeat):
         job.run(None, feeds)
-    return (time.perf_counter() - start) / repeat
+    return (time.perf_counter() - start) / repeat, _times_taken() > taken
+
+
+def _times_taken() -> int:
+    """How often the system took the CPU from this process (involuntary context switches); 0 where it does not tell."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0

@@ -52,7 +52,7 @@ class SurgeryCheck:
     def to_dict(self) -> dict[str, Any]:
         return {
             "passed": self.passed,
-            "max_rel_err": self.max_rel_err,
+            "max_rel_err": self.max_rel_err if np.isfinite(self.max_rel_err) else None,
             "tolerance": self.tolerance,
             "detail": self.detail,
         }
