@@ -279,7 +279,7 @@ def _sensitivity(state: State, progress: Progress, jobs: int = 1) -> Sensitivity
 
 
 def measure_sensitivity(
-    model: ModelLike,
+    model: ModelLike | Graph,
     data: DataLike,
     *,
     samples: int = SAMPLES,
@@ -290,7 +290,7 @@ def measure_sensitivity(
     """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
     measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
     """
-    graph = load(model)
+    graph = model if isinstance(model, Graph) else load(model)
     given = Samples(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _shapes(graph, given, True, seed), model=graph.fingerprint())

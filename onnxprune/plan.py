@@ -61,7 +61,7 @@ class Budget:
     max_drop: float | None = None
 
     def __post_init__(self) -> None:
-        given = [n for n in COSTS if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
+        given = [n for n in (*COSTS, "max_drop") if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
         if len(given) != 1:
             raise InputError(
                 f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
