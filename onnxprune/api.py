@@ -351,14 +351,20 @@ def _prove(
 
 
 def _measure(report: Report, facts: _Facts, pruned: Graph, lossless: bool, progress: Progress) -> None:
-    """Compare with the original and read the metric, in one run; GateError if a lossless cut changed the outputs."""
+    """Compare with the original and read the metric, in one run; GateError if the pruned model does not run, or a
+    lossless cut changed the outputs.
+    """
     progress("comparison with the original")
     comparison, largest = numerics.Comparison(), _LargestError()
-    if facts.yardstick is None:
-        facts.original.watch(numerics.runner(program(pruned)), [comparison, largest])
-    else:
-        report.metrics.append(facts.yardstick.read("original"))
-        report.metrics.append(facts.yardstick.read("removed", program(pruned), [comparison, largest]))
+    watchers: list[numerics.Watcher] = [comparison, largest]
+    try:
+        if facts.yardstick is None:
+            facts.original.watch(numerics.runner(program(pruned)), watchers)
+        else:
+            report.metrics.append(facts.yardstick.read("original"))
+            report.metrics.append(facts.yardstick.read("removed", program(pruned), watchers, "the pruned model"))
+    except numerics.DoesNotRun as error:  # the original does
+        raise GateError(f"{error}; this is a bug of onnxprune, nothing was saved", report) from error
     report.numerics, report.numerics_on = comparison.table(), facts.measured_on
     limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
     if lossless and largest.error > limit:
