@@ -100,10 +100,14 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
     """Compare with the original and read the metric at every stage; GateError if a lossless cut changed the outputs."""
     progress("comparison with the original")
     comparison, largest = numerics.Comparison(), _LargestError()
-    if facts.yardstick is None:
-        facts.outputs.watch(numerics.runner(program(state.graph)), [comparison, largest])
-    else:
-        _read(report, facts.yardstick, state, [comparison, largest])
+    watchers: list[numerics.Watcher] = [comparison, largest]
+    try:
+        if facts.yardstick is None:
+            facts.outputs.watch(numerics.runner(program(state.graph)), watchers)
+        else:
+            _read(report, facts.yardstick, state, watchers)
+    except numerics.DoesNotRun as error:  # the original does
+        raise GateError(f"{error}; this is a bug of onnxprune, nothing was saved", report) from error
     report.numerics, report.numerics_on = comparison.table(), facts.measured_on
     report.notes += [
         f"not compared with the original: {o.name!r}, no tensor or of another shape"
@@ -122,13 +126,13 @@ def _read(report: Report, yardstick: Yardstick, state: State, watchers: Sequence
     """The metric of the original, after removal and after recovery, or after each step."""
     report.metrics.append(yardstick.read("original"))
     if not state.recoveries:
-        report.metrics.append(yardstick.read("removed", program(state.graph), watchers))
+        report.metrics.append(yardstick.read("removed", program(state.graph), watchers, "the pruned model"))
         return
     steps = state.recoveries[:-1] if len(state.cuts) > 1 else []
     for k, step in enumerate(steps):
         report.metrics.append(yardstick.read(f"step {k + 1}", program(step.after)))
     report.metrics.append(yardstick.read("removed", program(state.recoveries[-1].before)))
-    report.metrics.append(yardstick.read("recovered", program(state.graph), watchers))
+    report.metrics.append(yardstick.read("recovered", program(state.graph), watchers, "the pruned model"))
 
 
 class _LargestError:

@@ -309,6 +309,14 @@ def test_failed_check_carries_its_report(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.report.surgery_check.max_rel_err == 0.5
 
 
+@pytest.mark.parametrize("data", [None, {"x": np.ones((2, 4), np.float32)}])
+def test_a_pruned_model_that_does_not_run_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, data: Any) -> None:
+    whole, plain = load(build(MLP)).params(), api.program
+    monkeypatch.setattr(api, "program", lambda graph: plain(graph) if graph.params() == whole else b"junk")
+    with pytest.raises(GateError, match=r"does not run the .*a bug of onnxprune"):
+        onnxprune.prune(build(MLP), ratio=0.5, data=data)
+
+
 def test_two_cuts_are_both_checked_and_counted() -> None:
     result = onnxprune.prune(build(MLP), passes="prune(ratio=0.5,scope='local'),prune(ratio=0.5,scope='local')")
     made = {t.name: list(t.dims) for t in result.model.graph.initializer}

@@ -176,7 +176,12 @@ def shrinking() -> Again:
     return Again(lambda: ({"x": rows(32)} for _ in range(left.pop(0))))
 
 
-@pytest.mark.parametrize("make", [shuffled, shrinking])
+def growing() -> Again:
+    counts = [1, 2]
+    return Again(lambda: ({"x": rows(32)} for _ in range(counts.pop(0))))
+
+
+@pytest.mark.parametrize("make", [shuffled, shrinking, growing])
 def test_an_iterable_that_changes_is_refused(make: Callable[[], Again]) -> None:
     data = Samples(FREE, make())
     list(data)

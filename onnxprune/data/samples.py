@@ -55,7 +55,8 @@ class Samples:
         self._limit = _multiple(limit, self._fixed)
         self._stream: Callable[[], Iterator[Record]] | None = None
         self._chosen: list[tuple[Record, Rows | None]] = []
-        self._marks: list[int] = []  # of what the stream gave
+        self._marks: list[int] = []  # of what the stream gave, and whether that was all
+        self._ended = False
         found = partial(records, graph, data, self._limit or SAMPLES, seed)
         if opens_again(data):
             self._chosen = self._choose(list(found()))
@@ -128,6 +129,7 @@ class Samples:
             raise InputError(f"the data holds no samples: {_origin(self.data)}")
         if count < len(self._marks):
             raise _unsteady()
+        self._ended = True
 
     def _cut(self, labels: bool) -> Iterator[dict[str, NDArray[Any]]]:
         """Batches of neighbours of equal shapes; a rest that does not fill a fixed batch is left out."""
@@ -192,9 +194,9 @@ class Samples:
         for array in feeds.values():
             data = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
             mark = zlib.crc32(data, mark)
-        if at == len(self._marks):
+        if at == len(self._marks) and not self._ended:
             self._marks.append(mark)
-        elif self._marks[at] != mark:
+        elif at == len(self._marks) or self._marks[at] != mark:
             raise _unsteady()
 
 

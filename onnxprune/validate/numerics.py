@@ -23,6 +23,10 @@ Outputs = dict[str, Any]  # by name, in the model's order
 Run = Callable[[Feeds], Outputs]
 
 
+class DoesNotRun(InputError):
+    """ONNX Runtime cannot load a model, or not run it on the feeds."""
+
+
 class Watcher(Protocol):
     """Sums something up over feeds."""
 
@@ -31,10 +35,10 @@ class Watcher(Protocol):
 
 
 def runner(model: Runnable, title: str = "the model", on: str = "the data") -> Run:
-    """A model as a function in one session; InputError naming `title` where ONNX Runtime cannot load or run it."""
+    """A model as a function in one session; DoesNotRun naming `title` where ONNX Runtime cannot load or run it."""
 
-    def refused(error: Exception) -> InputError:
-        return InputError(f"ONNX Runtime does not run {title} on {on}: {error}")
+    def refused(error: Exception) -> DoesNotRun:
+        return DoesNotRun(f"ONNX Runtime does not run {title} on {on}: {error}")
 
     try:
         made = session(model)
