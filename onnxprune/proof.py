@@ -97,7 +97,9 @@ def _removed(state: State, cut: int) -> Graph:
 
 
 def measure(report: Report, facts: Original, state: State, lossless: bool, progress: Progress) -> None:
-    """Compare with the original and read the metric at every stage; GateError if a lossless cut changed the outputs."""
+    """Compare with the original and read the metric at every stage; GateError if the pruned model does not run, or a
+    lossless cut changed the outputs.
+    """
     progress("comparison with the original")
     comparison, largest = numerics.Comparison(), _LargestError()
     watchers: list[numerics.Watcher] = [comparison, largest]
