@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,7 +28,17 @@ from onnxprune.storage import LAZY_BYTES, External, Inline, Source, stored_bytes
 from onnxprune.writing import serialize, write_atomic, write_external
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
+
+
+class Wires(NamedTuple):
+    """What a node is and connects; names that bodies of control flow take from outside are `captured`."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    captured: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,9 +99,14 @@ class Graph:
         return found
 
     @cached_property
+    def wires(self) -> tuple[Wires, ...]:
+        """The names that each node reads and makes: taken from the protos once, since each look there costs."""
+        return tuple([Wires(operator(n), tuple(n.input), tuple(n.output), tuple(captured(n))) for n in self.nodes])
+
+    @cached_property
     def producer(self) -> dict[str, int]:
         """Index of the node that makes each tensor."""
-        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        return {name: i for i, wires in enumerate(self.wires) for name in wires.outputs if name}
 
     @cached_property
     def consumers(self) -> dict[str, list[tuple[int, int]]]:
@@ -99,11 +114,11 @@ class Graph:
         flow.
         """
         found: dict[str, list[tuple[int, int]]] = {}
-        for i, node in enumerate(self.nodes):
-            for j, name in enumerate(node.input):
+        for i, wires in enumerate(self.wires):
+            for j, name in enumerate(wires.inputs):
                 if name:
                     found.setdefault(name, []).append((i, j))
-            for name in captured(node):
+            for name in wires.captured:
                 found.setdefault(name, []).append((i, -1))
         return found
 
@@ -269,10 +284,10 @@ def describe(node: NodeProto, index: int) -> str:
 def captured(node: NodeProto) -> list[str]:
     """Names that the bodies of a control-flow node take from outside."""
     found: dict[str, None] = {}
-    for attribute in node.attribute if node.op_type != ENTER else ():
-        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
-        for body in graphs:
-            found.update(dict.fromkeys(free_names(body)))
+    for attribute in node.attribute:
+        if attribute.type in BODIES and node.op_type != ENTER:
+            for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                found.update(dict.fromkeys(free_names(body)))
     return list(found)
 
 
