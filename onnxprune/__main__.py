@@ -38,7 +38,7 @@ from onnxprune.writing import write_atomic
 
 BUDGETS = ("ratio", "macs", "params", "lossless")
 INTERRUPTED = 130
-GC_OBJECTS = 100_000  # new objects between two collections
+GC_OBJECTS = 1_000_000  # new objects between two collections
 
 app = typer.Typer(
     add_completion=False,

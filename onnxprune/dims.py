@@ -19,7 +19,7 @@ by the rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,14 +163,10 @@ def product(*factors: Expr) -> Expr:
     return flat[0] if len(flat) == 1 else Prod(tuple(flat)) if flat else ONE
 
 
-def atoms(expr: Expr) -> Iterator[Dim]:
+def atoms(expr: Expr) -> list[Dim]:
     """The Dims of an expression, left to right, with repetitions."""
     expr = resolve(expr)
-    if isinstance(expr, Dim):
-        yield expr
-    else:
-        for child in children(expr):
-            yield from atoms(child)
+    return [expr] if isinstance(expr, Dim) else [d for child in children(expr) for d in atoms(child)]
 
 
 def is_frozen(expr: Expr) -> bool:

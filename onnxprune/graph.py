@@ -10,6 +10,7 @@ metadata_props, value_info and doc strings.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Graph:
     sources: Mapping[str, Source] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    _wires: tuple[Wires, ...] | None = field(default=None, compare=False, repr=False)
 
     def replace(
         self,
@@ -66,13 +68,18 @@ class Graph:
         """The same model with other nodes, initialisers or surroundings."""
         left = self.tensors if tensors is None else tensors
         known = self.sources if sources is None else sources
+        chosen, wires = self.nodes, self.wires
+        if nodes is not None:
+            chosen, same = tuple(nodes), dict(zip(map(id, self.nodes), self.wires, strict=True))
+            wires = tuple([same.get(id(node)) or _wires(node) for node in chosen])
         return Graph(
             shell or self.shell,
-            self.nodes if nodes is None else tuple(nodes),
+            chosen,
             left,
             {n: s for n, s in known.items() if n in left and _is_hollow(left[n])},
             self.files,
             self._arrays if tensors is None else {},
+            wires,
         )
 
     @cached_property
@@ -93,15 +100,15 @@ class Graph:
     def constants(self) -> dict[str, TensorProto]:
         """Initialisers and the outputs of Constant nodes that hold a dense tensor."""
         found = dict(self.tensors)
-        for node in self.nodes:
-            if node.op_type == "Constant" and (value := constant_value(node)) is not None:
-                found[node.output[0]] = value
+        for node, wires in zip(self.nodes, self.wires, strict=True):
+            if wires.operator == "Constant" and (value := constant_value(node)) is not None:
+                found[wires.outputs[0]] = value
         return found
 
     @cached_property
     def wires(self) -> tuple[Wires, ...]:
         """The names that each node reads and makes: taken from the protos once, since each look there costs."""
-        return tuple([Wires(operator(n), tuple(n.input), tuple(n.output), tuple(captured(n))) for n in self.nodes])
+        return self._wires or tuple(map(_wires, self.nodes))
 
     @cached_property
     def producer(self) -> dict[str, int]:
@@ -219,7 +226,7 @@ class Graph:
         stored = [*self.tensors.values(), *sparse, *_node_tensors(self.nodes)]
         floats = [t for t in stored if t.data_type in FLOATS]
         integers = [t for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
-        return sum(int(np.prod(t.dims)) for t in floats + integers)
+        return sum(math.prod(t.dims) for t in floats + integers)
 
     def size_bytes(self) -> int:
         """Size of the model as one file."""
@@ -241,6 +248,10 @@ class Graph:
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
         return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
+
+
+def _wires(node: NodeProto) -> Wires:
+    return Wires(operator(node), tuple(node.input), tuple(node.output), tuple(captured(node)))
 
 
 def _is_hollow(tensor: TensorProto) -> bool:
@@ -307,7 +318,12 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 def operator(proto: NodeProto) -> str:
     """What a node's rule is found under: `Conv`, or with its domain where that is another: `com.microsoft.Gelu`."""
-    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+    return proto.op_type if is_standard(proto) else f"{proto.domain}.{proto.op_type}"
+
+
+def is_standard(proto: NodeProto) -> bool:
+    """Whether a node's operator is of ONNX's default domain."""
+    return proto.domain in ("", "ai.onnx")
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:

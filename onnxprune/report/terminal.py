@@ -20,6 +20,7 @@ from onnxprune.validate.latency import Latency
 
 TOP_CUTS = 8
 TOP_PLACES = 3
+LONG_TABLE = 1000  # rows
 OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
@@ -79,6 +80,21 @@ def _totals(report: Report) -> Table:
     return table
 
 
+def _print_table(out: Console, table: Table) -> None:
+    """Print a table; a long one in plain columns that are not fitted to the terminal, since rich takes half a
+    millisecond for each row.
+    """
+    if table.row_count <= LONG_TABLE:
+        out.print(table)
+        return
+    columns = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(map(len, cells)) for cells in columns]
+    right = [column.justify == "right" for column in table.columns]
+    for row in zip(*columns, strict=True):
+        texts = [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True)]
+        out.out("  ".join(texts).rstrip(), highlight=False)
+
+
 def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
     low, high = latency.ci95
     speed = f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
@@ -107,7 +123,7 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     for cut in cuts[:limit]:
         table.add_row(cut.dim, cut.kind, f"{cut.before} -> {cut.after}", change(cut.before, cut.after))
     out.print()
-    out.print(table)
+    _print_table(out, table)
     if limit and len(cuts) > limit:
         out.print(f"... and {len(cuts) - limit} more of {report.dims['prunable']} prunable dims")
 
@@ -132,6 +148,8 @@ def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
 
 def show_inspection(out: Console, typed: TypedGraph) -> None:
     """Every prunable dim with what it couples and costs, then the frozen ones by reason."""
+    if out.quiet:
+        return
     params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
     table = Table("dim", "kind", "units", "params", "MACs", "couples", box=None, pad_edge=False, header_style="dim")
     table.columns[0].overflow = "fold"
@@ -142,7 +160,7 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
             d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d)
         )
     out.print(_plural(len(typed.prunable), "prunable dim"))
-    out.print(table)
+    _print_table(out, table)
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
     plain = [d for d in frozen if d.dim.frozen and d.dim.frozen.code in OBVIOUS]
     out.print(f"\n{_plural(len(frozen), 'frozen dim')} carried by weights")
@@ -152,7 +170,7 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
         if d not in plain:
             rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
     if rows.row_count:
-        out.print(rows)
+        _print_table(out, rows)
     for reason, n in Counter(_reason(str(d.dim.frozen)) for d in plain).most_common():
         out.print(f"and {_plural(n, 'dim')}: {reason}")
 
