@@ -58,7 +58,7 @@ from onnxprune.writing import check_paths, write_atomic
 
 BUDGETS = ("ratio", "macs", "params", "bytes", "max_drop", "lossless")
 INTERRUPTED = 130
-GC_OBJECTS = 100_000  # new objects between two collections
+GC_OBJECTS = 1_000_000  # new objects between two collections
 
 app = typer.Typer(
     add_completion=False,

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx import NodeProto
 
 from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve, size_under
-from onnxprune.graph import attributes, operator
+from onnxprune.graph import attributes
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import product_operands, stands_for_reals
 from onnxprune.rules.rule import Axes, Edit, Signature
@@ -23,16 +24,18 @@ from onnxprune.storage import stored_bytes
 Sizes = Mapping[Dim, int]
 
 
-@dataclass(frozen=True)
-class Term:
-    """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts."""
+class Term(NamedTuple):
+    """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts,
+    `whole` the value before anything is cut.
+    """
 
     owner: str
     coefficient: int
     axes: tuple[Expr, ...]
+    whole: int
 
     def at(self, sizes: Sizes) -> int:
-        return self.coefficient * math.prod(size_under(e, sizes) for e in self.axes)
+        return self.coefficient * math.prod([size_under(e, sizes) for e in self.axes])
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,8 @@ class Polynomial:
         whole: dict[str, int] = {}
         cut = 0
         for term in self.terms:
-            value = term.at(sizes)
-            if value == term.at({}):
+            value = term.at(sizes) if sizes else term.whole
+            if value == term.whole:
                 whole[term.owner] = value
             else:
                 cut += value
@@ -57,7 +60,7 @@ class Polynomial:
         """For each dim, the part of the full value that carries it."""
         found: dict[Dim, dict[str, int]] = {}
         for term in self.terms:
-            value = term.at({})
+            value = term.whole
             for d in {d for e in term.axes for d in atoms(e)}:
                 found.setdefault(d, {})[term.owner] = value
         return {d: sum(owners.values()) for d, owners in found.items()}
@@ -68,9 +71,10 @@ def params(typed: TypedGraph) -> Polynomial:
     terms: list[Term] = []
     for name, tensor in typed.graph.constants.items():
         if stands_for_reals(typed.graph, name):
-            uses = typed.weights.get(name)
-            forms = {tuple(map(repr, map(resolve, u.axes))): u.axes for u in uses or []}
-            terms += [_term(name, axes) for axes in forms.values()] or [Term(name, math.prod(tensor.dims), ())]
+            uses = typed.weights.get(name, [])
+            forms = {tuple(map(repr, map(resolve, u.axes))) if len(uses) > 1 else (): u.axes for u in uses}
+            size = math.prod(tensor.dims)
+            terms += [_term(name, axes) for axes in forms.values()] or [Term(name, size, (), size)]
     return Polynomial(tuple(terms))
 
 
@@ -78,14 +82,17 @@ def bits(typed: TypedGraph) -> Polynomial:
     """Size of the model as one file, in bits: its constants, and everything else as it is."""
     constants = typed.graph.constants
     width = {n: 8 * stored_bytes(t) // max(math.prod(t.dims), 1) for n, t in constants.items()}
-    terms = tuple(replace(t, coefficient=t.coefficient * width[t.owner]) for t in params(typed).terms)
+    terms = tuple(
+        t._replace(coefficient=t.coefficient * width[t.owner], whole=t.whole * width[t.owner])
+        for t in params(typed).terms
+    )
     rest = 8 * typed.graph.size_bytes() - Polynomial(terms).at({})
-    return Polynomial((*terms, Term("", rest, ())))
+    return Polynomial((*terms, Term("", rest, (), rest)))
 
 
 def units(dims: Iterable[Dim]) -> Polynomial:
     """The number of units of some dims."""
-    return Polynomial(tuple(Term(f"unit.{k}", 1, (d,)) for k, d in enumerate(dims)))
+    return Polynomial(tuple(Term(f"unit.{k}", 1, (d,), d.size) for k, d in enumerate(dims)))
 
 
 def macs(typed: TypedGraph) -> Polynomial:
@@ -93,20 +100,26 @@ def macs(typed: TypedGraph) -> Polynomial:
     sizes.
     """
     terms: list[Term] = []
-    for i, (node, signature) in enumerate(zip(typed.graph.nodes, typed.signatures, strict=True)):
-        if signature.barrier is None and operator(node) in _MACS:
+    for i, (wires, signature) in enumerate(zip(typed.graph.wires, typed.signatures, strict=True)):
+        if signature.barrier is None and wires.operator in _MACS:
+            node = typed.graph.nodes[i]
             terms += [
                 _term(f"{node.name or node.op_type}#{i}.{k}", axes)
-                for k, axes in enumerate(_MACS[operator(node)](node, signature))
+                for k, axes in enumerate(_MACS[wires.operator](node, signature))
             ]
     return Polynomial(tuple(terms))
 
 
 def _term(owner: str, axes: Sequence[Expr]) -> Term:
     """A term with its constant axes multiplied out."""
-    free = tuple(e for e in map(resolve, axes) if any(not d.frozen for d in atoms(e)))
-    fixed = math.prod(e.size for e in map(resolve, axes) if all(d.frozen for d in atoms(e)))
-    return Term(owner, fixed, free)
+    free: list[Expr] = []
+    fixed = 1
+    for e in map(resolve, axes):
+        if any([not d.frozen for d in atoms(e)]):
+            free.append(e)
+        else:
+            fixed *= e.size
+    return Term(owner, fixed, tuple(free), fixed * math.prod([e.size for e in free]))
 
 
 def _in(signature: Signature, i: int) -> Axes:

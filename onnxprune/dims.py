@@ -19,7 +19,7 @@ by the rules.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,15 @@ def resolve(expr: Expr) -> Expr:
 def _normal(expr: Expr) -> Expr:
     if isinstance(expr, Dim):
         return expr
-    children = expr.parts if isinstance(expr, Sum) else expr.factors
-    done = len(children) > 1 and all(isinstance(e, Dim) and e.link is None and e.size > 1 for e in children)
-    return expr if done else total(*children) if isinstance(expr, Sum) else product(*children)
+    inner = children(expr)
+    if len(inner) > 1 and all([isinstance(e, Dim) and e.link is None and e.size > 1 for e in inner]):
+        return expr
+    return total(*inner) if isinstance(expr, Sum) else product(*inner)
+
+
+def children(expr: Sum | Prod) -> tuple[Expr, ...]:
+    """What a Sum or a Prod is made of."""
+    return expr.parts if isinstance(expr, Sum) else expr.factors
 
 
 def total(*parts: Expr) -> Expr:
@@ -157,19 +163,18 @@ def product(*factors: Expr) -> Expr:
     return flat[0] if len(flat) == 1 else Prod(tuple(flat)) if flat else ONE
 
 
-def atoms(expr: Expr) -> Iterator[Dim]:
+def atoms(expr: Expr) -> list[Dim]:
     """The Dims of an expression, left to right, with repetitions."""
     expr = resolve(expr)
-    if isinstance(expr, Dim):
-        yield expr
-    else:
-        for child in expr.parts if isinstance(expr, Sum) else expr.factors:
-            yield from atoms(child)
+    return [expr] if isinstance(expr, Dim) else [d for child in children(expr) for d in atoms(child)]
 
 
 def is_frozen(expr: Expr) -> bool:
     """True if no unit of the axis can go."""
-    return all(d.frozen or d.size == 1 for d in atoms(expr))
+    expr = resolve(expr)
+    if isinstance(expr, Dim):
+        return expr.frozen is not None or expr.size == 1
+    return all(map(is_frozen, children(expr)))
 
 
 def frozen_reason(expr: Expr) -> Reason | None:

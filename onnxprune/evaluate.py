@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
-from onnxprune.graph import operator
+from onnxprune.graph import is_standard, operator
 
 Array = NDArray[Any]
 Inputs = Sequence[Array | None]
@@ -53,12 +52,14 @@ def evaluate(node: NodeProto, inputs: Inputs, attrs: dict[str, Any], opset: int)
     if row is not None:
         made = row(inputs, attrs)
         return [np.asarray(a) for a in made] if isinstance(made, (list, tuple)) else [np.asarray(made)]
-    if node.domain not in ("", "ai.onnx") or node.op_type in OPAQUE:
+    if not is_standard(node) or node.op_type in OPAQUE:
         return None
     return _reference(node, inputs, opset)
 
 
 def _reference(node: NodeProto, inputs: Inputs, opset: int) -> list[Array] | None:
+    from onnx.reference import ReferenceEvaluator  # which reads some two hundred files
+
     names = [n for n in node.input if n]
     graph = helper.make_graph([node], "one", [_info(n) for n in names], [_info(n) for n in node.output if n])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])

@@ -10,12 +10,13 @@ metadata_props, value_info and doc strings.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,7 +29,17 @@ from onnxprune.storage import LAZY_BYTES, External, Inline, Source, stored_bytes
 from onnxprune.writing import serialize, write_atomic, write_external
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
+
+
+class Wires(NamedTuple):
+    """What a node is and connects; names that bodies of control flow take from outside are `captured`."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    captured: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,7 @@ class Graph:
     sources: Mapping[str, Source] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
+    _wires: tuple[Wires, ...] | None = field(default=None, compare=False, repr=False)
 
     def replace(
         self,
@@ -56,13 +68,18 @@ class Graph:
         """The same model with other nodes, initialisers or surroundings."""
         left = self.tensors if tensors is None else tensors
         known = self.sources if sources is None else sources
+        chosen, wires = self.nodes, self.wires
+        if nodes is not None:
+            chosen, same = tuple(nodes), dict(zip(map(id, self.nodes), self.wires, strict=True))
+            wires = tuple([same.get(id(node)) or _wires(node) for node in chosen])
         return Graph(
             shell or self.shell,
-            self.nodes if nodes is None else tuple(nodes),
+            chosen,
             left,
             {n: s for n, s in known.items() if n in left and _is_hollow(left[n])},
             self.files,
             self._arrays if tensors is None else {},
+            wires,
         )
 
     @cached_property
@@ -83,15 +100,20 @@ class Graph:
     def constants(self) -> dict[str, TensorProto]:
         """Initialisers and the outputs of Constant nodes that hold a dense tensor."""
         found = dict(self.tensors)
-        for node in self.nodes:
-            if node.op_type == "Constant" and (value := constant_value(node)) is not None:
-                found[node.output[0]] = value
+        for node, wires in zip(self.nodes, self.wires, strict=True):
+            if wires.operator == "Constant" and (value := constant_value(node)) is not None:
+                found[wires.outputs[0]] = value
         return found
+
+    @cached_property
+    def wires(self) -> tuple[Wires, ...]:
+        """The names that each node reads and makes: taken from the protos once, since each look there costs."""
+        return self._wires or tuple(map(_wires, self.nodes))
 
     @cached_property
     def producer(self) -> dict[str, int]:
         """Index of the node that makes each tensor."""
-        return {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        return {name: i for i, wires in enumerate(self.wires) for name in wires.outputs if name}
 
     @cached_property
     def consumers(self) -> dict[str, list[tuple[int, int]]]:
@@ -99,11 +121,11 @@ class Graph:
         flow.
         """
         found: dict[str, list[tuple[int, int]]] = {}
-        for i, node in enumerate(self.nodes):
-            for j, name in enumerate(node.input):
+        for i, wires in enumerate(self.wires):
+            for j, name in enumerate(wires.inputs):
                 if name:
                     found.setdefault(name, []).append((i, j))
-            for name in captured(node):
+            for name in wires.captured:
                 found.setdefault(name, []).append((i, -1))
         return found
 
@@ -204,7 +226,7 @@ class Graph:
         stored = [*self.tensors.values(), *sparse, *_node_tensors(self.nodes)]
         floats = [t for t in stored if t.data_type in FLOATS]
         integers = [t for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
-        return sum(int(np.prod(t.dims)) for t in floats + integers)
+        return sum(math.prod(t.dims) for t in floats + integers)
 
     def size_bytes(self) -> int:
         """Size of the model as one file."""
@@ -226,6 +248,10 @@ class Graph:
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
         return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
+
+
+def _wires(node: NodeProto) -> Wires:
+    return Wires(operator(node), tuple(node.input), tuple(node.output), tuple(captured(node)))
 
 
 def _is_hollow(tensor: TensorProto) -> bool:
@@ -269,10 +295,10 @@ def describe(node: NodeProto, index: int) -> str:
 def captured(node: NodeProto) -> list[str]:
     """Names that the bodies of a control-flow node take from outside."""
     found: dict[str, None] = {}
-    for attribute in node.attribute if node.op_type != ENTER else ():
-        graphs = [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs
-        for body in graphs:
-            found.update(dict.fromkeys(free_names(body)))
+    for attribute in node.attribute:
+        if attribute.type in BODIES and node.op_type != ENTER:
+            for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
+                found.update(dict.fromkeys(free_names(body)))
     return list(found)
 
 
@@ -292,7 +318,12 @@ def attributes(node: NodeProto) -> dict[str, Any]:
 
 def operator(proto: NodeProto) -> str:
     """What a node's rule is found under: `Conv`, or with its domain where that is another: `com.microsoft.Gelu`."""
-    return proto.op_type if proto.domain in ("", "ai.onnx") else f"{proto.domain}.{proto.op_type}"
+    return proto.op_type if is_standard(proto) else f"{proto.domain}.{proto.op_type}"
+
+
+def is_standard(proto: NodeProto) -> bool:
+    """Whether a node's operator is of ONNX's default domain."""
+    return proto.domain in ("", "ai.onnx")
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:

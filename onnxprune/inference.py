@@ -14,20 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from onnx import NodeProto
 
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
-from onnxprune.graph import Graph, captured, operator
+from onnxprune.graph import Graph, operator
 from onnxprune.quantization import stands_for_reals
 from onnxprune.rules import RULES, elementwise
 from onnxprune.rules.rule import Axes, Node, Signature
 from onnxprune.trace import Trace
 
 
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """One use of a constant: input `input` of node `node`."""
 
     tensor: str
@@ -36,8 +36,7 @@ class Use:
     axes: tuple[Expr, ...]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A constant's axis that carries a dim, and the node that uses it."""
 
     node: str
@@ -70,11 +69,14 @@ class TypedGraph:
     @cached_property
     def uses(self) -> tuple[Use, ...]:
         """Typed uses of constants, in node order."""
+        constants = self.graph.constants
         return tuple(
-            Use(name, i, j, tuple(axes))
-            for i, (node, signature) in enumerate(zip(self.graph.nodes, self.signatures, strict=True))
-            for j, name in enumerate(node.input)
-            if name in self.graph.constants and (axes := signature.inputs[j]) is not None
+            [
+                Use(name, i, j, tuple(axes))
+                for i, (wires, signature) in enumerate(zip(self.graph.wires, self.signatures, strict=True))
+                for j, name in enumerate(wires.inputs)
+                if name in constants and (axes := signature.inputs[j]) is not None
+            ]
         )
 
     @cached_property
@@ -108,53 +110,103 @@ class TypedGraph:
 
 def infer(graph: Graph, facts: Trace) -> TypedGraph:
     """Type a graph. Never fails on a graph that could be traced: what cannot be typed is frozen, with a reason."""
-    space = Space()
-    axes: dict[str, Axes] = {}
-    for value in graph.inputs:
-        shape = facts.shapes.get(value.name)
-        if shape is not None:
-            axes[value.name] = [
-                space.dim(n, Reason("dynamic" if facts.dynamic(value.name, k) else "graph-input", value.name))
-                for k, n in enumerate(shape)
-            ]
-    signatures = [_type_node(graph, facts, space, axes, i) for i in range(len(graph.nodes))]
-    for output in graph.outputs:
-        for e in axes.get(output.name, []):
-            space.freeze(e, Reason("graph-output", output.name))
-    for node in graph.nodes:
-        for name in captured(node):
-            for e in axes.get(name, []):
-                space.freeze(e, Reason("control-flow", node.name, node.op_type))
-    typed = TypedGraph(graph, facts, axes, tuple(signatures))
-    _tie(typed, space)
-    return typed
+    return _Walk(graph, facts).typed()
 
 
-def _type_node(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], index: int) -> Signature:
-    proto = graph.nodes[index]
-    if proto.op_type == "Constant" and proto.output[0] in graph.constants:
-        return Signature([], [None])
-    inputs = [_input_axes(graph, facts, space, axes, name) for name in proto.input]
-    node = Node(proto, index, graph.opsets.get("", 1), space, facts, inputs)
-    rule = RULES.get(operator(proto))
-    try:
-        if rule is None:
-            raise Barrier("no-rule", operator(proto))
-        rule(node)
-        _verify(facts, node)
-    except Barrier as stop:
-        _block(node, Reason(stop.code, node.where, stop.detail))
-    except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
-        _block(node, Reason("rule-mismatch", node.where, f"{proto.op_type}: {error}"))
-    _close_inputs(graph, node)
-    _close_outputs(facts, node, axes)
-    return node.signature
+class _Walk:
+    """The axes found so far."""
 
+    def __init__(self, graph: Graph, facts: Trace) -> None:
+        self.graph, self.facts, self.space = graph, facts, Space()
+        self.axes: dict[str, Axes] = {}
+        self.constants, self.opset = graph.constants, graph.opsets.get("", 1)
 
-def _input_axes(graph: Graph, facts: Trace, space: Space, axes: dict[str, Axes], name: str) -> Axes | None:
-    if name in graph.constants:
-        return [ONE if n == 1 else space.dim(n) for n in graph.constants[name].dims]
-    return axes.get(name)
+    def typed(self) -> TypedGraph:
+        graph, facts, space, axes = self.graph, self.facts, self.space, self.axes
+        for value in graph.inputs:
+            shape = facts.shapes.get(value.name)
+            if shape is not None:
+                axes[value.name] = [
+                    space.dim(n, Reason("dynamic" if facts.dynamic(value.name, k) else "graph-input", value.name))
+                    for k, n in enumerate(shape)
+                ]
+        signatures = tuple([self._type_node(i) for i in range(len(graph.nodes))])
+        for output in graph.outputs:
+            for e in axes.get(output.name, []):
+                space.freeze(e, Reason("graph-output", output.name))
+        for node, wires in zip(graph.nodes, graph.wires, strict=True):
+            for name in wires.captured:
+                for e in axes.get(name, []):
+                    space.freeze(e, Reason("control-flow", node.name, node.op_type))
+        made = TypedGraph(graph, facts, axes, signatures)
+        _tie(made, space)
+        return made
+
+    def _type_node(self, index: int) -> Signature:
+        proto, wires = self.graph.nodes[index], self.graph.wires[index]
+        if wires.operator == "Constant" and wires.outputs[0] in self.constants:
+            return Signature([], [None])
+        inputs = [self._input_axes(name) for name in wires.inputs]
+        node = Node(proto, wires, index, self.opset, self.space, self.facts, inputs)
+        rule = RULES.get(wires.operator)
+        try:
+            if rule is None:
+                raise Barrier("no-rule", wires.operator)
+            rule(node)
+            self._verify(node)
+        except Barrier as stop:
+            _block(node, Reason(stop.code, node.where, stop.detail))
+        except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+            _block(node, Reason("rule-mismatch", node.where, f"{proto.op_type}: {error}"))
+        self._close_inputs(node)
+        self._close_outputs(node)
+        return node.signature
+
+    def _input_axes(self, name: str) -> Axes | None:
+        constant = self.constants.get(name)
+        if constant is None:
+            return self.axes.get(name)
+        return [ONE if n == 1 else self.space.dim(n) for n in constant.dims]
+
+    def _verify(self, node: Node) -> None:
+        """The axes that the rule made must have the traced sizes; a wrong rule, or a graph that does not fit its
+        inputs, is a barrier.
+        """
+        for name, made in zip(node.outputs, node.signature.outputs, strict=True):
+            shape = self.facts.shapes.get(name)
+            if name and shape is None:
+                raise Barrier("shape-unknown", f"output {name!r}")
+            if made is not None and tuple([e.size for e in made]) != shape:
+                raise Barrier(
+                    "rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}"
+                )
+
+    def _close_inputs(self, node: Node) -> None:
+        """Freeze operands that the rule did not ask for; constants among them carry no axes at all."""
+        for i, axes in enumerate(node.signature.inputs):
+            if i in node.typed or axes is None:
+                continue
+            reason = node.signature.barrier or Reason("operand", node.where, node.proto.op_type)
+            for e in axes:
+                self.space.freeze(e, reason)
+            if node.inputs[i] in self.constants:
+                node.signature.inputs[i] = None
+
+    def _close_outputs(self, node: Node) -> None:
+        """Record the output axes; freeze what the rule left open and what varies."""
+        for k, name in enumerate(node.outputs):
+            shape = self.facts.shapes.get(name)
+            if not name or shape is None:
+                continue
+            made = node.signature.outputs[k]
+            if made is None:
+                reason = node.signature.barrier or Reason("structure", node.where, node.proto.op_type)
+                made = [self.space.dim(n, reason) for n in shape]
+            for axis in self.facts.varying(name):
+                if not any(d.frozen for d in atoms(made[axis])):
+                    self.space.freeze(made[axis], Reason("dynamic", node.where))
+            self.axes[name] = made
+            node.signature.outputs[k] = made
 
 
 def _block(node: Node, reason: Reason) -> None:
@@ -163,50 +215,7 @@ def _block(node: Node, reason: Reason) -> None:
     node.signature.reads.clear()
     node.signature.edits.clear()
     node.typed.clear()
-    node.signature.outputs = [None] * len(node.proto.output)
-
-
-def _close_inputs(graph: Graph, node: Node) -> None:
-    """Freeze operands that the rule did not ask for; constants among them carry no axes at all."""
-    reason = node.signature.barrier or Reason("operand", node.where, node.proto.op_type)
-    for i, axes in enumerate(node.signature.inputs):
-        if i in node.typed or axes is None:
-            continue
-        for e in axes:
-            node.space.freeze(e, reason)
-        if node.proto.input[i] in graph.constants:
-            node.signature.inputs[i] = None
-
-
-def _verify(facts: Trace, node: Node) -> None:
-    """The axes that the rule made must have the traced sizes; a wrong rule, or a graph that does not fit its inputs, is
-    a barrier.
-    """
-    for name, made in zip(node.proto.output, node.signature.outputs, strict=True):
-        shape = facts.shapes.get(name)
-        if name and shape is None:
-            raise Barrier("shape-unknown", f"output {name!r}")
-        if made is not None and tuple(e.size for e in made) != shape:
-            raise Barrier(
-                "rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}"
-            )
-
-
-def _close_outputs(facts: Trace, node: Node, axes: dict[str, Axes]) -> None:
-    """Record the output axes; freeze what the rule left open and what varies."""
-    for k, name in enumerate(node.proto.output):
-        shape = facts.shapes.get(name)
-        if not name or shape is None:
-            continue
-        made = node.signature.outputs[k]
-        if made is None:
-            reason = node.signature.barrier or Reason("structure", node.where, node.proto.op_type)
-            made = [node.space.dim(n, reason) for n in shape]
-        for axis, e in enumerate(made):
-            if facts.dynamic(name, axis) and not any(d.frozen for d in atoms(e)):
-                node.space.freeze(e, Reason("dynamic", node.where))
-        axes[name] = made
-        node.signature.outputs[k] = made
+    node.signature.outputs = [None] * len(node.outputs)
 
 
 def _tie(typed: TypedGraph, space: Space) -> None:

@@ -6,10 +6,9 @@ several. Names depend on the graph alone, so a plan saved for a file can be appl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve
-from onnxprune.graph import operator
 from onnxprune.inference import DimInfo, Place, TypedGraph
 from onnxprune.quantization import product_operands
 from onnxprune.rules.rule import Edit
@@ -35,18 +34,16 @@ def name_dims(typed: TypedGraph) -> tuple[DimInfo, ...]:
     order = sorted(typed.uses, key=lambda u: len(u.axes) < 2)  # matrices and kernels give better names than vectors
     for use in order:
         node = typed.graph.nodes[use.node]
+        where, kind = node.name or node.output[0], node.op_type
         for axis, e in enumerate(use.axes):
-            for d, label in _labels(e, f"{use.tensor}:{axis}"):
-                names.setdefault(d, label)
-                places.setdefault(d, {})[Place(node.name or node.output[0], node.op_type, use.tensor, axis)] = None
+            for d in _label(names, e, use.tensor, axis):
+                places.setdefault(d, {})[Place(where, kind, use.tensor, axis)] = None
     seen: set[int] = set()  # most activations share the very axes of others
     for tensor, axes in typed.axes.items():
         for axis, e in enumerate(axes):
-            if id(e) in seen:
-                continue
-            seen.add(id(e))
-            for d, label in _labels(e, f"{tensor}:{axis}"):
-                names.setdefault(d, label)
+            if id(e) not in seen:
+                seen.add(id(e))
+                _label(names, e, tensor, axis)
     kinds = classify(typed)
     unique: dict[str, int] = {}
     infos = []
@@ -57,10 +54,13 @@ def name_dims(typed: TypedGraph) -> tuple[DimInfo, ...]:
     return tuple(infos)
 
 
-def _labels(expr: Expr, base: str) -> Iterator[tuple[Dim, str]]:
+def _label(names: dict[Dim, str], expr: Expr, tensor: str, axis: int) -> list[Dim]:
+    """Name the dims of an axis that have no name yet; returns all of them."""
     found = [d for d in dict.fromkeys(atoms(expr)) if d.size > 1]
     for i, d in enumerate(found):
-        yield d, base if len(found) == 1 else f"{base}/{i}"
+        if d not in names:
+            names[d] = f"{tensor}:{axis}" if len(found) == 1 else f"{tensor}:{axis}/{i}"
+    return found
 
 
 def classify(typed: TypedGraph) -> dict[Dim, str]:
@@ -73,11 +73,11 @@ def classify(typed: TypedGraph) -> dict[Dim, str]:
                 found.setdefault(d, set()).add(kind)
 
     fixed = set(typed.graph.constants)
-    for i, node in enumerate(typed.graph.nodes):
-        if node.input and all(n in fixed or not n for n in node.input):
-            fixed.update(node.output)
+    for i, wires in enumerate(typed.graph.wires):
+        if wires.inputs and all([n in fixed or not n for n in wires.inputs]):
+            fixed.update(wires.outputs)
         if typed.signatures[i].barrier is None:
-            _Marks(typed, i, mark, fixed).by_operator(operator(node))
+            _Marks(typed, i, mark, fixed).by_operator(wires.operator)
     return {d: next(k for k in KINDS if k in kinds) for d, kinds in found.items()}
 
 
@@ -86,8 +86,7 @@ class _Marks:
 
     def __init__(self, typed: TypedGraph, index: int, mark: object, fixed: set[str]) -> None:
         self.node, self.signature, self.mark = typed.graph.nodes[index], typed.signatures[index], mark
-        self.constant = [name in fixed for name in self.node.input]
-        self.operands = product_operands(self.node)
+        self.inputs, self.fixed = typed.graph.wires[index].inputs, fixed
 
     def by_operator(self, op: str) -> None:
         s, mark = self.signature, self.mark
@@ -98,7 +97,11 @@ class _Marks:
         inputs = s.inputs
         if op in HIDDEN and inputs[2] is not None:
             mark([inputs[2][HIDDEN[op]]], "hidden")
-        elif op in CONVOLUTIONS and s.outputs[0] is not None and (w := inputs[self.operands[1]]) is not None:
+        elif (
+            op in CONVOLUTIONS
+            and s.outputs[0] is not None
+            and (w := inputs[product_operands(self.node)[1]]) is not None
+        ):
             mark([s.outputs[0][1]], "filters")
             mark(_outer_groups(s.outputs[0][1], w, op), "groups")
         elif op == "Attention" and s.reads:
@@ -121,17 +124,18 @@ class _Marks:
 
     def _product(self, mark: object) -> None:
         assert callable(mark)
-        i, j = self.operands
+        i, j = product_operands(self.node)
         a, b, out = self.signature.inputs[i], self.signature.inputs[j], self.signature.outputs[0]
         if a is None or b is None or out is None:
             return
-        if not (self.constant[i] or self.constant[j]):  # data times data: attention
+        left = self.inputs[i] in self.fixed
+        if not left and self.inputs[j] not in self.fixed:  # data times data: attention
             mark([r.expr for r in self.signature.reads], "head-channels")
             mark(out[-1:], "head-channels")
             mark(out[:-2], "heads")
             return
         mark(out[-1:], "neurons")
-        weight = a if self.constant[i] else b
+        weight = a if left else b
         if len(weight) > 2:
             mark(weight[:-2], "experts")
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import FLOATS, Graph, attributes
+from onnxprune.graph import FLOATS, Graph, attributes, is_standard
 
 Array = NDArray[Any]
 MICROSOFT = "com.microsoft"
@@ -70,12 +70,13 @@ PRODUCTS = frozenset(op for table in (_STANDARD, _MICROSOFT) for op in table if 
 
 def operands(node: NodeProto) -> tuple[Operand, ...]:
     """The quantised operands of a node that it has."""
-    if node.domain == MICROSOFT and node.op_type == "QLinearConcat":
+    kind = node.op_type
+    if kind == "QLinearConcat" and node.domain == MICROSOFT:
         return tuple(Operand(j, j + 1, j + 2, 0) for j in range(2, len(node.input), 3))
-    found = OPERANDS.get(node.domain, {}).get(node.op_type, ())
-    if node.op_type == "QGemm" and attributes(node).get("transB", 0):
+    found = OPERANDS.get(node.domain, {}).get(kind, ())
+    if kind == "QGemm" and attributes(node).get("transB", 0):
         found = (found[0], Operand(3, 4, 5, 0), found[2])
-    return tuple(o for o in found if has(node, o.value))
+    return tuple([o for o in found if has(node, o.value)])
 
 
 def operand(node: NodeProto, j: int) -> Operand | None:
@@ -235,7 +236,7 @@ def _traced(graph: Graph, name: str) -> Array | None:
     node = graph.nodes[i]
     if operand(node, 0) is not None and node.op_type == "DequantizeLinear":
         return real(graph, i, 0)
-    if node.op_type not in MOVES or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in MOVES or not is_standard(node):
         return None
     inputs = [_traced(graph, n) if n else None for n in node.input]
     if any(a is None and n for a, n in zip(inputs, node.input, strict=True)):

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import onnx
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.graph import Graph, captured, describe, from_proto
+from onnxprune.graph import Graph, describe, from_proto
 from onnxprune.storage import PACKED, Source, open_external
 from onnxprune.writing import serialize
 
+TYPES = frozenset(TensorProto.DataType.values())
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
 
 
@@ -58,7 +58,7 @@ def _checked(proto: ModelProto, sources: Mapping[str, Source], files: tuple[Path
         if name not in sources:
             check_tensor(name, tensor)
     for value in (*graph.shell.graph.input, *graph.shell.graph.output):
-        if value.type.tensor_type.elem_type not in TensorProto.DataType.values():
+        if value.type.tensor_type.elem_type not in TYPES:
             raise InputError(f"{value.name!r} has the unknown type {value.type.tensor_type.elem_type}")
     check_structure(graph)
     return graph
@@ -140,7 +140,7 @@ def check_tensor(name: str, tensor: TensorProto) -> None:
         raise InputError(
             f"the data of {name!r} is in another file: give the path of the model, or load it with its data"
         )
-    if tensor.data_type not in TensorProto.DataType.values() or not tensor.data_type:
+    if tensor.data_type not in TYPES or not tensor.data_type:
         raise InputError(f"constant {name!r} has the unknown type {tensor.data_type}")
     kind = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if tensor.data_type in PACKED:
@@ -157,13 +157,13 @@ def check_structure(graph: Graph) -> None:
     """Raise InputError unless every tensor is made once, before it is used, and every output is made."""
     known = {i.name for i in graph.shell.graph.input} | set(graph.tensors)
     known |= {t.values.name for t in graph.shell.graph.sparse_initializer}
-    for i, node in enumerate(graph.nodes):
-        for name in [*node.input, *captured(node)]:
+    for i, wires in enumerate(graph.wires):
+        for name in wires.inputs + wires.captured:
             if name and name not in known:
                 raise InputError(_dangling(graph, i, name))
-        for name in filter(None, node.output):
+        for name in filter(None, wires.outputs):
             if name in known:
-                raise InputError(f"tensor {name!r} is made twice (second time by {describe(node, i)})")
+                raise InputError(f"tensor {name!r} is made twice (second time by {describe(graph.nodes[i], i)})")
             known.add(name)
     for output in graph.outputs:
         if output.name not in known:
@@ -171,8 +171,10 @@ def check_structure(graph: Graph) -> None:
 
 
 def _dangling(graph: Graph, index: int, name: str) -> str:
+    import networkx as nx
+
     flow = nx.DiGraph(
-        (graph.producer[n], i) for i, node in enumerate(graph.nodes) for n in node.input if n in graph.producer
+        (graph.producer[n], i) for i, wires in enumerate(graph.wires) for n in wires.inputs if n in graph.producer
     )
     where = f"input {name!r} of {describe(graph.nodes[index], index)}"
     if not nx.is_directed_acyclic_graph(flow):

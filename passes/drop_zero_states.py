@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from onnx import NodeProto, numpy_helper
 
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph, attributes, is_standard
 from onnxprune.manager import State
 
 STATES = (5, 6)  # initial_h and, for LSTM, initial_c
@@ -64,7 +64,7 @@ def _is_zero(graph: Graph, name: str) -> bool:
     if name in graph.constants:
         return not graph.array(name).any()
     node = graph.nodes[graph.producer[name]] if name in graph.producer else None
-    if node is None or node.domain not in ("", "ai.onnx"):
+    if node is None or not is_standard(node):
         return False
     if node.op_type == "ConstantOfShape":
         value = attributes(node).get("value")

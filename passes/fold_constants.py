@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
-import networkx as nx
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
-from onnxprune.graph import Graph, captured
+from onnxprune.graph import Graph, is_standard
 from onnxprune.manager import State
 from onnxprune.sessions import run
 from onnxprune.storage import tensor
@@ -41,16 +40,15 @@ class FoldConstants:
         values |= _computed(graph, values, state)
         if not values:
             return graph
-        needed = {name for node in graph.nodes for name in [*node.input, *captured(node)]} | {
-            o.name for o in graph.outputs
-        }
-        nodes = [
-            n for n in graph.nodes if n.op_type == "Constant" or any(o in needed and o not in values for o in n.output)
-        ]
-        used = {name for node in nodes for name in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
-        stored = {n: tensor(n, a) for n, a in values.items() if n in used}
-        made = {o for node in nodes for o in node.output}
-        return graph.replace(nodes, {**graph.tensors, **{n: t for n, t in stored.items() if n not in made}})
+        needed = graph.consumers.keys() | {o.name for o in graph.outputs}
+        left = graph.replace(
+            node
+            for node, wires in zip(graph.nodes, graph.wires, strict=True)
+            if wires.operator == "Constant" or any(o in needed and o not in values for o in wires.outputs)
+        )
+        used = left.consumers.keys() | {o.name for o in graph.outputs}
+        stored = {n: tensor(n, a) for n, a in values.items() if n in used and n not in left.producer}
+        return left.replace(tensors={**graph.tensors, **stored})
 
 
 def _without_aliases(graph: Graph) -> Graph:
@@ -59,10 +57,10 @@ def _without_aliases(graph: Graph) -> Graph:
     """
     outputs = {o.name for o in graph.outputs}
     alias: dict[str, str] = {}
-    for node in graph.nodes:
-        source = alias.get(node.input[0], node.input[0]) if len(node.input) == 1 else ""
-        if node.op_type == "Identity" and source in graph.constants and node.output[0] not in outputs:
-            alias[node.output[0]] = source
+    for wires in graph.wires:
+        source = alias.get(wires.inputs[0], wires.inputs[0]) if wires.operator == "Identity" else ""
+        if source in graph.constants and wires.outputs[0] not in outputs:
+            alias[wires.outputs[0]] = source
     alias = {n: s for n, s in alias.items() if not any(j < 0 for _, j in graph.consumers.get(n, []))}
     if not alias:
         return graph
@@ -84,13 +82,16 @@ def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
     """Outputs of nodes whose values are the same in every run, and small enough to store."""
     found: dict[str, NDArray[Any]] = {}
     outputs = {o.name for o in graph.outputs}
-    for node in graph.nodes:
-        if node.op_type == "Constant" or node.domain not in ("", "ai.onnx") or outputs & set(node.output):
+    facts = state.facts
+    for node, wires in zip(graph.nodes, graph.wires, strict=True):
+        values = {o: v for o in wires.outputs if o and (v := facts.static(o)) is not None}
+        if len(values) < sum(map(bool, wires.outputs)) or not outputs.isdisjoint(wires.outputs):
             continue
-        values = {o: state.facts.static(o) for o in node.output if o}
-        given = sum(state.facts.values[n].size for n in node.input if n in graph.constants and n in state.facts.values)
-        if all(v is not None and v.size <= max(SMALL_ELEMENTS, given) for v in values.values()):
-            found.update({n: v for n, v in values.items() if v is not None})
+        if wires.operator == "Constant" or not is_standard(node):
+            continue
+        given = sum(facts.values[n].size for n in wires.inputs if n in graph.constants and n in facts.values)
+        if all(v.size <= max(SMALL_ELEMENTS, given) for v in values.values()):
+            found.update(values)
     return found
 
 
@@ -100,8 +101,8 @@ def _computed(graph: Graph, known: dict[str, NDArray[Any]], state: State) -> dic
     chosen = regions.worth_storing()
     if not chosen:
         return {}
-    made = {o for i in chosen for o in graph.nodes[i].output if o}
-    rest = {n for i, node in enumerate(graph.nodes) if i not in chosen for n in [*node.input, *captured(node)]}
+    made = {o for i in chosen for o in graph.wires[i].outputs if o}
+    rest = {n for i, wires in enumerate(graph.wires) if i not in chosen for n in wires.inputs + wires.captured}
     return _evaluate(graph, [graph.nodes[i] for i in sorted(chosen)], known, sorted(made & rest))
 
 
@@ -114,18 +115,20 @@ class _Regions:
         self.fixed = set(graph.constants) | set(known)
         outputs = {o.name for o in graph.outputs}
         self.nodes: list[int] = []
-        for i, node in enumerate(graph.nodes):
-            done = node.op_type == "Constant" or all(o in known for o in node.output)
-            if not done and not outputs & set(node.output) and self._computable(node):
+        for i, wires in enumerate(graph.wires):
+            done = wires.operator == "Constant" or all(o in known for o in wires.outputs)
+            if not done and self._computable(i) and outputs.isdisjoint(wires.outputs):
                 self.nodes.append(i)
-                self.fixed.update(node.output)
+                self.fixed.update(wires.outputs)
 
-    def _computable(self, node: NodeProto) -> bool:
-        plain = node.domain in ("", "ai.onnx") and node.op_type not in OPAQUE and len(node.input) > 0
+    def _computable(self, i: int) -> bool:
+        wires = self.graph.wires[i]
         return (
-            plain
-            and all(n in self.fixed or not n for n in node.input)
-            and all(o in self.shapes for o in node.output if o)
+            len(wires.inputs) > 0
+            and all(n in self.fixed or not n for n in wires.inputs)
+            and all(o in self.shapes for o in wires.outputs if o)
+            and wires.operator not in OPAQUE
+            and is_standard(self.graph.nodes[i])
         )
 
     def size(self, name: str) -> int:
@@ -133,6 +136,10 @@ class _Regions:
 
     def worth_storing(self) -> set[int]:
         """Indices of the nodes to fold."""
+        if not self.nodes:
+            return set()
+        import networkx as nx  # which takes a tenth of a second
+
         links = nx.Graph()
         links.add_nodes_from(self.nodes)
         inside = set(self.nodes)

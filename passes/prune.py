@@ -8,6 +8,7 @@ Uses of a constant that are cut differently get constants of their own.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnxprune.dims import Dim, Expr, Mask, keep
+from onnxprune.dims import Dim, Expr, Mask, keep, resolve
 from onnxprune.flow import ENTER, SHELL, attribute
 from onnxprune.graph import Graph, attributes
 from onnxprune.inference import TypedGraph, Use
@@ -75,13 +76,15 @@ class _Surgeon:
         self.typed, self.graph, self.masks = typed, typed.graph, masks
         self.tensors = dict(typed.graph.tensors)
         self.sources: dict[str, Source] = dict(typed.graph.sources)
-        self.renamed: dict[tuple[int, int], str] = {}
+        self.renamed: dict[int, dict[int, str]] = {}
         self.moved: dict[int, NodeProto] = {}
         self._kept: dict[int, tuple[Expr, Mask]] = {}
+        self._made: dict[tuple[str, bytes], str] = {}
         self._names = set(self.tensors) | set(typed.graph.producer) | {i.name for i in typed.graph.shell.graph.input}
 
     def kept(self, expr: Expr) -> Mask:
         """Keep-mask of an axis."""
+        expr = resolve(expr)
         found = self._kept.get(id(expr))
         if found is None:
             found = self._kept[id(expr)] = (expr, keep(expr, self.masks))
@@ -123,7 +126,8 @@ class _Surgeon:
                 self._store(name, made)
             else:
                 label = self._sliced(name, made) if self.graph.is_lazy(name) else self.constant(name, made.array())
-                self.renamed.update({(use.node, use.input): label for use in group})
+                for use in group:
+                    self.renamed.setdefault(use.node, {})[use.input] = label
 
     def _store(self, name: str, made_of: Sliced) -> None:
         if self.graph.is_lazy(name):
@@ -142,15 +146,12 @@ class _Surgeon:
 
     def constant(self, like: str, array: NDArray[Any]) -> str:
         """Store a new constant under a free name; equal ones with one stem are stored once."""
-        k = 0
-        while (name := f"{like}.pruned{k or ''}") in self._names:
-            old = self.tensors.get(name)
-            if old is not None and tensor(name, array) == old:
-                return name
-            k += 1
-        self._names.add(name)
-        self.tensors[name] = tensor(name, array)
-        return name
+        made = tensor("", array)
+        key = like, hashlib.sha256(made.SerializeToString(deterministic=True)).digest()
+        if key not in self._made:
+            made.name = self._made[key] = self._free(f"{like}.pruned")
+            self.tensors[made.name] = made
+        return self._made[key]
 
     def _sliced(self, like: str, made_of: Sliced) -> str:
         """As `constant`, for a slice that is made when it is asked for."""
@@ -165,7 +166,7 @@ class _Surgeon:
 
     # nodes
     def _edited(self, i: int, node: NodeProto, before: list[NodeProto]) -> NodeProto:
-        inputs = {j: self.renamed[i, j] for j in range(len(node.input)) if (i, j) in self.renamed}
+        inputs = self.renamed.get(i, {})
         attrs: dict[str, Any] = {}
         drop: tuple[str, ...] = ()
         for edit in self.typed.signatures[i].edits:

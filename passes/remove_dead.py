@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from onnx import ModelProto, NodeProto
 
-from onnxprune.graph import Graph, captured, free_names
+from onnxprune.graph import Graph, free_names
 from onnxprune.manager import State
 
 
@@ -23,15 +23,16 @@ class RemoveDead:
 
     def run(self, state: State) -> Graph:
         graph = state.graph
-        needed = {o.name for o in graph.outputs}
+        named = {o.name for o in graph.outputs}
+        made: set[str] = set()
         nodes: list[NodeProto] = []
-        for node in reversed(graph.nodes):
-            if any(n in needed for n in node.output if n):
-                needed.update(node.input, captured(node))
+        for node, wires in zip(reversed(graph.nodes), reversed(graph.wires), strict=True):
+            if any([n in named for n in wires.outputs if n]):
+                named.update(wires.inputs, wires.captured)
+                made.update(wires.outputs)
                 nodes.append(node)
         nodes.reverse()
-        named = {n for node in nodes for n in [*node.input, *captured(node)]} | {o.name for o in graph.outputs}
-        alive = named | {n for node in nodes for n in node.output}
+        alive = named | made
         noted = set(_noted(graph.shell, alive))
         tensors = {n: t for n, t in graph.tensors.items() if n in named or n in noted}
         shell = _without_stale(graph.shell, alive, set(graph.tensors) - set(tensors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
+from math import prod
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ from onnxprune.errors import InputError
 SLACK = 1.25  # of the best error: steps of whole units leave gaps between the prices
 
 
+def term(owner: str, factor: int, *dims: Dim) -> Term:
+    return Term(owner, factor, dims, factor * prod(d.size for d in dims))
+
+
 def problem(seed: int, count: int, step: int = 1) -> tuple[Polynomial, dict[Dim, np.ndarray], list[Dim]]:
     """A chain of layers, whose costs are products of neighbours, with rising error curves."""
     rng, space = np.random.default_rng(seed), Space()
     dims = [space.dim(int(rng.integers(4, 9))) for _ in range(count)]
-    terms = [Term("first", 3, (dims[0],)), Term("last", 5, (dims[-1],)), Term("fixed", 7, ())]
-    terms += [Term(f"t{k}", int(rng.integers(1, 5)), (a, b)) for k, (a, b) in enumerate(pairwise(dims))]
+    terms = [term("first", 3, dims[0]), term("last", 5, dims[-1]), term("fixed", 7)]
+    terms += [term(f"t{k}", int(rng.integers(1, 5)), a, b) for k, (a, b) in enumerate(pairwise(dims))]
     errors = {d: np.cumsum(np.concatenate([[0], np.sort(rng.random(d.size) ** 3 * rng.random())])) for d in dims}
     return Polynomial(tuple(terms)), errors, dims
 

@@ -56,7 +56,7 @@ def test_two_dims_become_one() -> None:
     a, b = space.dim(4), space.dim(4)
     space.unify(a, b)
     assert resolve(a) is resolve(b)
-    assert shown(keep(a, {next(atoms(b)): bits("1010")})) == "1010"
+    assert shown(keep(a, {atoms(b)[0]: bits("1010")})) == "1010"
 
 
 def test_unequal_sizes_do_not_unify() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims flow progress",
     "storage",
-    "graph writing evaluate contrib quantization",
+    "graph writing evaluate contrib kinds quantization",
     "sessions reading",
     "feeds",
     "data",

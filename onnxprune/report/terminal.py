@@ -26,6 +26,7 @@ TOP_PLACES = 3
 SHARES = (0.9, 0.75, 0.5, 0.25)  # of the units, in tables of sensitivities
 STAGES = {"original": "before", "removed": "after removal", "recovered": "after recovery", "pruned": "after"}
 UNITS = {"sqnr_db": "{:.4g} dB", "top1_agreement": "{:.1%}"}  # of metrics that have one
+LONG_TABLE = 1000  # rows
 OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
@@ -104,6 +105,27 @@ def shows(timing: Timing) -> str:
     return timing.verdict + (" (wide interval)" if timing.is_wide else "")
 
 
+def _print_table(out: Console, table: Table) -> None:
+    """Print a table; a long one in plain columns that are not fitted to the terminal, since rich takes half a
+    millisecond for each row.
+    """
+    if table.row_count <= LONG_TABLE:
+        out.print(table)
+        return
+    columns = [[str(cell) for cell in (column.header, *column.cells)] for column in table.columns]
+    widths = [max(map(len, cells)) for cells in columns]
+    right = [column.justify == "right" for column in table.columns]
+    for row in zip(*columns, strict=True):
+        texts = [text.rjust(w) if r else text.ljust(w) for text, w, r in zip(row, widths, right, strict=True)]
+        out.out("  ".join(texts).rstrip(), highlight=False)
+
+
+def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
+    low, high = latency.ci95
+    speed = f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
+    return name, f"{latency.before:.3f} ms", f"{latency.after:.3f} ms", speed
+
+
 def _numbers(row: Mapping[str, float | None]) -> str:
     words = {
         "rel_l2": "relative L2 error {:.3g}",
@@ -155,7 +177,7 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     for cut in cuts[:limit]:
         table.add_row(cut.dim, cut.kind, f"{cut.before} -> {cut.after}", change(cut.before, cut.after))
     out.print()
-    out.print(table)
+    _print_table(out, table)
     if limit and len(cuts) > limit:
         out.print(f"... and {len(cuts) - limit} more of {report.dims['prunable']} prunable dims")
 
@@ -180,6 +202,8 @@ def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
 
 def show_inspection(out: Console, typed: TypedGraph) -> None:
     """Every prunable dim with what it couples and costs, then the frozen ones by reason."""
+    if out.quiet:
+        return
     params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
     table = Table("dim", "kind", "units", "params", "MACs", "couples", box=None, pad_edge=False, header_style="dim")
     table.columns[0].overflow = "fold"
@@ -190,7 +214,7 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
             d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d)
         )
     out.print(_plural(len(typed.prunable), "prunable dim"))
-    out.print(table)
+    _print_table(out, table)
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
     plain = [d for d in frozen if d.dim.frozen and d.dim.frozen.code in OBVIOUS]
     out.print(f"\n{_plural(len(frozen), 'frozen dim')} carried by weights")
@@ -200,7 +224,7 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
         if d not in plain:
             rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
     if rows.row_count:
-        out.print(rows)
+        _print_table(out, rows)
     for reason, n in Counter(_reason(str(d.dim.frozen)) for d in plain).most_common():
         out.print(f"and {_plural(n, 'dim')}: {reason}")
 

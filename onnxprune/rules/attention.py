@@ -26,7 +26,7 @@ def attention(node: Node) -> None:
         node.broadcast([[q[0], q[1], q[2], node.fixed(_key_length(node, k), "normalised")], _mask(node)])
     _caches(node, k, v)
     node.out([q[0], q[2], product(q[1], v[3])] if flat else [q[0], q[1], q[2], v[3]])
-    if len(node.proto.output) > 3:
+    if len(node.outputs) > 3:
         node.out([q[0], q[1], q[2], node.fixed(_key_length(node, k), "normalised")], 3)
     if flat:
         node.edit("q_num_heads", q[1], scalar=True)
@@ -63,7 +63,7 @@ def _caches(node: Node, k: Axes, v: Axes) -> None:
             for a, b in ((past[0], side[0]), (past[1], side[1]), (past[3], side[3])):
                 node.unify(a, b)
             node.freeze(past[2], "normalised")
-        if out < len(node.proto.output) and node.proto.output[out]:
+        if out < len(node.outputs) and node.outputs[out]:
             node.out([side[0], side[1], node.fixed(node.out_shape(out)[2], "normalised"), side[3]], out)
 
 

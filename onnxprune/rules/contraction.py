@@ -165,7 +165,7 @@ def causal_conv(node: Node) -> None:
             node.unify(a, b)
         node.freeze(node.axes(3)[2], "kernel")
     node.out(list(x))
-    if len(node.proto.output) > 1:
+    if len(node.outputs) > 1:
         node.out([x[0], x[1], node.fixed(node.out_shape(1)[2], "kernel")], 1)
 
 

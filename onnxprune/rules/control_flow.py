@@ -19,7 +19,7 @@ def enter(node: Node) -> None:
     """Body inputs: none for If; iteration number, condition and carried values for Loop; states and slices for Scan."""
     node.out([])
     scanned = int(node.attr("num_scan_inputs", -1))
-    given = range(len(node.proto.input))
+    given = range(len(node.inputs))
     for i in given:
         if node.has(i):
             node.axes(i)
@@ -27,7 +27,7 @@ def enter(node: Node) -> None:
         states = len(given) - scanned
         for i in given:
             node.out(node.axes(i) if i < states else _slice(node, i, i - states), 1 + i)
-    elif len(node.proto.output) > 1:  # Loop
+    elif len(node.outputs) > 1:  # Loop
         for i in given:
             node.out(node.axes(i) if i > 1 else [], 1 + i)
 
@@ -42,11 +42,11 @@ def _slice(node: Node, i: int, k: int) -> Axes:
 
 def leave(node: Node) -> None:
     """Results of a body; what a Loop or Scan carries has the axes that it entered with."""
-    results = len(node.proto.output)
-    for k in range(1, len(node.proto.input)):
+    results = len(node.outputs)
+    for k in range(1, len(node.inputs)):
         node.axes(k)
     node.axes(0)
-    entered = range(1 + results, len(node.proto.input))
+    entered = range(1 + results, len(node.inputs))
     scanned = int(node.attr("num_scan_inputs", -1))
     carried = list(entered[: len(entered) - scanned]) if scanned >= 0 else list(entered[2:])
     first = 1 if scanned >= 0 else 2
@@ -65,11 +65,11 @@ def _same(node: Node, a: Sequence[object], b: Axes) -> None:
 
 def branch(node: Node) -> None:
     """If (opset 1-25): outputs are either branch's results."""
-    own = int(node.attr("flow_inputs", len(node.proto.input)))
-    if own == len(node.proto.input):
+    own = int(node.attr("flow_inputs", len(node.inputs)))
+    if own == len(node.inputs):
         raise Barrier("control-flow", "If")
     node.axes(0)
-    count = len(node.proto.output)
+    count = len(node.outputs)
     for k in range(count):
         then, other = node.axes(own + k), node.axes(own + count + k)
         _same(node, then, other)
@@ -80,14 +80,14 @@ def loop(node: Node) -> None:
     """Loop (opset 1-25): inputs M, condition, carried values; results are the condition, carried values, scan
     outputs.
     """
-    own = int(node.attr("flow_inputs", len(node.proto.input)))
-    if own == len(node.proto.input):
+    own = int(node.attr("flow_inputs", len(node.inputs)))
+    if own == len(node.inputs):
         raise Barrier("control-flow", "Loop")
     for i in (0, 1, own):
         if node.has(i):
             node.axes(i)
     carried = own - 2
-    for k in range(len(node.proto.output)):
+    for k in range(len(node.outputs)):
         result = node.axes(own + 1 + k)
         if k < carried:
             _same(node, node.axes(2 + k), result)
@@ -98,14 +98,14 @@ def loop(node: Node) -> None:
 
 def scan(node: Node) -> None:
     """Scan (opset 9-25): inputs are states, then scan inputs; results are states, then slices of the scan outputs."""
-    own = int(node.attr("flow_inputs", len(node.proto.input)))
-    if own == len(node.proto.input) or node.opset < 9:
+    own = int(node.attr("flow_inputs", len(node.inputs)))
+    if own == len(node.inputs) or node.opset < 9:
         raise Barrier("control-flow", "Scan")
     states = own - int(node.attr("num_scan_inputs"))
-    placed = node.attr("scan_output_axes", [0] * len(node.proto.output))
+    placed = node.attr("scan_output_axes", [0] * len(node.outputs))
     for i in range(own):
         node.axes(i)
-    for k in range(len(node.proto.output)):
+    for k in range(len(node.outputs)):
         result = list(node.axes(own + k))
         if k < states:
             _same(node, node.axes(k), result)

@@ -10,13 +10,13 @@ def same(node: Node) -> None:
     """Output axes are input 0's. Other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type
     (CastLike).
     """
-    for k in range(len(node.proto.output)):
+    for k in range(len(node.outputs)):
         node.out(list(node.axes(0)), k)
 
 
 def broadcast(node: Node) -> None:
     """All inputs broadcast together. Before opset 7 the second one is placed at attribute `axis`."""
-    shapes = [node.axes(i) for i in range(len(node.proto.input)) if node.has(i)]
+    shapes = [node.axes(i) for i in range(len(node.inputs)) if node.has(i)]
     if node.opset < 7 and node.attr("broadcast", 0):
         shapes[1] = _legacy(node, shapes)
     node.out(node.broadcast(shapes))

@@ -31,7 +31,7 @@ def skip_normalization(node: Node) -> None:
     -> output, mean and inverse deviation (N, S, 1), the sum. Statistics of the sum over C.
     """
     x = node.broadcast([node.axes(0), node.axes(1)])
-    for i in range(2, len(node.proto.input)):
+    for i in range(2, len(node.inputs)):
         if node.has(i):
             node.broadcast([x, node.axes(i)])
     node.read(0, node.rank(0) - 1, "stats")

@@ -221,7 +221,7 @@ def rotary_embedding(node: Node) -> None:
 
 # operands
 def _wanted(node: Node, k: int) -> bool:
-    return k < len(node.proto.output) and node.proto.output[k] != ""
+    return k < len(node.outputs) and node.outputs[k] != ""
 
 
 def _scaled(node: Node, size: Expr) -> None:

@@ -80,7 +80,7 @@ def transpose(node: Node) -> None:
 
 def concat(node: Node) -> None:
     """Concat (opset 1-13): the axis is the Sum of the inputs' axes, the others agree."""
-    parts = [node.axes(i) for i in range(len(node.proto.input))]
+    parts = [node.axes(i) for i in range(len(node.inputs))]
     at = int(node.attr("axis", 1)) % len(parts[0])
     for other in parts[1:]:
         for k, e in enumerate(parts[0]):
@@ -93,7 +93,7 @@ def split(node: Node) -> None:
     """Split (opset 1-18): sizes by attribute, input or even; afterwards sizes are always explicit."""
     x, at = node.axes(0), node.axis(0)
     rest, sizes = x[at], []
-    for k in range(len(node.proto.output)):
+    for k in range(len(node.outputs)):
         part, rest = node.space.split(rest, node.out_shape(k)[at])
         sizes.append(part)
         node.out([part if j == at else e for j, e in enumerate(x)], k)
@@ -192,7 +192,7 @@ def _pad_unknown(node: Node, x: Axes) -> None:
     if value is None and axes is None:
         raise Barrier("operand", "pads")
     touched = [a % len(x) for a in axes] if axes is not None else range(len(x))
-    other = node.facts.other_values.get(node.proto.input[1])
+    other = node.facts.other_values.get(node.inputs[1])
     out = list(x)
     for j, k in enumerate(touched):
         fixed = (
@@ -276,8 +276,8 @@ def resize(node: Node) -> None:
 def _identity_scale(node: Node, position: int, axis: Expr) -> bool:
     if is_frozen(axis):
         return False
-    i = 1 if len(node.proto.input) == 2 else 2
-    scales = node.traced(i) if i < len(node.proto.input) else None
+    i = 1 if len(node.inputs) == 2 else 2
+    scales = node.traced(i) if i < len(node.inputs) else None
     if "scales" in node.attrs:
         return bool(node.attrs["scales"][position] == 1)
     if scales is not None and scales.size > position:

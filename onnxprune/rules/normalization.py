@@ -27,7 +27,7 @@ def batch_normalization(node: Node) -> None:
     for i in range(1, 5):
         node.unify(node.axes(i)[0], channel)
     node.out(list(x))
-    for k in range(1, len(node.proto.output)):
+    for k in range(1, len(node.outputs)):
         node.out([channel], k)
 
 
@@ -48,13 +48,13 @@ def layer_normalization(node: Node) -> None:
     """
     x = node.axes(0)
     at = node.axis(-1)
-    for i in range(1, len(node.proto.input)):
+    for i in range(1, len(node.inputs)):
         if node.has(i):
             node.broadcast([x, node.axes(i)])
     for k in range(at, len(x)):
         node.read(0, k, "stats")
     node.out(list(x))
-    for k in range(1, len(node.proto.output)):
+    for k in range(1, len(node.outputs)):
         node.out([*x[:at], *[ONE] * (len(x) - at)], k)
 
 

@@ -79,7 +79,7 @@ def qlinear_conv(node: Node) -> None:
 
 def conv_integer(node: Node) -> None:
     """ConvInteger (opset 10): x (N, g*I, *S), w (g*O, I, *K), its zero points (g*O) or one -> int32."""
-    conv(node, weight=1, bias=len(node.proto.input))
+    conv(node, weight=1, bias=len(node.inputs))
     _follow(node, 1)
 
 
@@ -177,7 +177,7 @@ def qlinear_global_pool(node: Node) -> None:
 def qlinear_reduce_mean(node: Node) -> None:
     """QLinearReduceMean: `axes` as attribute, all if absent; the mean is rounded, so they are frozen."""
     x = node.axes(0)
-    gone = {a % len(x) for a in node.ints("axes", len(node.proto.input)) or range(len(x))}
+    gone = {a % len(x) for a in node.ints("axes", len(node.inputs)) or range(len(x))}
     for k in gone:
         node.freeze(x[k], "normalised")
     keepdims = node.attr("keepdims", 1)
@@ -186,7 +186,7 @@ def qlinear_reduce_mean(node: Node) -> None:
 
 def qlinear_concat(node: Node) -> None:
     """QLinearConcat: Y's scale and zero point, then (tensor, scale, zero point) for each part."""
-    parts = [node.axes(i) for i in range(2, len(node.proto.input), 3)]
+    parts = [node.axes(i) for i in range(2, len(node.inputs), 3)]
     at = int(node.attr("axis", 1)) % len(parts[0])
     out = node.broadcast([[ONE if k == at else e for k, e in enumerate(p)] for p in parts])
     node.out([total(*(p[at] for p in parts)) if k == at else e for k, e in enumerate(out)])

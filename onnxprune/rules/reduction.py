@@ -30,7 +30,7 @@ def pool(node: Node) -> None:
     may go.
     """
     axes = channels_only(node)
-    if len(node.proto.output) > 1 and node.proto.output[1]:
+    if len(node.outputs) > 1 and node.outputs[1]:
         raise Barrier("barrier", "its Indices output numbers the whole tensor")
     node.out(axes)
 

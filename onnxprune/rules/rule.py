@@ -20,7 +20,7 @@ from onnx import NodeProto
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, resolve
 from onnxprune.errors import Barrier
 from onnxprune.feeds import Shape
-from onnxprune.graph import attributes
+from onnxprune.graph import Wires, attributes
 from onnxprune.trace import Trace
 
 Axes = list[Expr]
@@ -103,25 +103,43 @@ class Node:
     """
 
     def __init__(
-        self, proto: NodeProto, index: int, opset: int, space: Space, facts: Trace, inputs: Sequence[Axes | None]
-    ):
+        self,
+        proto: NodeProto,
+        wires: Wires,
+        index: int,
+        opset: int,
+        space: Space,
+        facts: Trace,
+        axes: list[Axes | None],
+    ) -> None:
         self.proto, self.index, self.opset, self.space, self.facts = proto, index, opset, space, facts
-        self.attrs: dict[str, Any] = attributes(proto)
-        self.where = proto.name or (proto.output[0] if proto.output else proto.op_type)
+        self.inputs, self.outputs = wires.inputs, wires.outputs  # names
         self.typed: set[int] = set()
-        self._inputs = list(inputs)
-        self.signature = Signature(self._inputs, [None] * len(proto.output))
+        self._attrs: dict[str, Any] | None = None
+        self.signature = Signature(axes, [None] * len(wires.outputs))
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        if self._attrs is None:
+            self._attrs = attributes(self.proto)
+        return self._attrs
+
+    @property
+    def where(self) -> str:
+        """How reasons and messages name the node."""
+        name: str = self.proto.name
+        return name or (self.outputs[0] if self.outputs else self.proto.op_type)
 
     # what is given
     def has(self, i: int) -> bool:
-        return i < len(self.proto.input) and self.proto.input[i] != ""
+        return i < len(self.inputs) and self.inputs[i] != ""
 
     def axes(self, i: int) -> Axes:
         """Typed axes of input `i`."""
         self.typed.add(i)
-        found = self._inputs[i]
+        found = self.signature.inputs[i]
         if found is None:
-            raise Barrier("shape-unknown", f"input {i}, {self.proto.input[i]!r}")
+            raise Barrier("shape-unknown", f"input {i}, {self.inputs[i]!r}")
         return found
 
     def shape(self, i: int) -> Shape:
@@ -131,9 +149,9 @@ class Node:
         return len(self.axes(i))
 
     def out_shape(self, k: int = 0) -> Shape:
-        shape = self.facts.shapes.get(self.proto.output[k])
+        shape = self.facts.shapes.get(self.outputs[k])
         if shape is None:
-            raise Barrier("shape-unknown", f"output {self.proto.output[k]!r}")
+            raise Barrier("shape-unknown", f"output {self.outputs[k]!r}")
         return shape
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -142,11 +160,11 @@ class Node:
 
     def static(self, i: int) -> NDArray[Any] | None:
         """Value of input `i` if it is the same in every run."""
-        return self.facts.static(self.proto.input[i]) if self.has(i) else None
+        return self.facts.static(self.inputs[i]) if self.has(i) else None
 
     def traced(self, i: int) -> NDArray[Any] | None:
         """Value of input `i` at the traced sizes; may differ in other runs."""
-        return self.facts.values.get(self.proto.input[i]) if self.has(i) else None
+        return self.facts.values.get(self.inputs[i]) if self.has(i) else None
 
     def ints(self, name: str, i: int) -> list[int] | None:
         """Integers given by attribute `name` (older opsets) or by input `i`; None if absent, Barrier if known only at
@@ -182,7 +200,7 @@ class Node:
         return self.space.dim(size, Reason(code, self.where, self.proto.op_type))
 
     def out(self, axes: Axes, k: int = 0) -> None:
-        if k < len(self.proto.output) and self.proto.output[k]:
+        if k < len(self.outputs) and self.outputs[k]:
             self.signature.outputs[k] = axes
 
     def read(
@@ -216,13 +234,14 @@ class Node:
         out: Axes = []
         for k in range(rank):
             column = [s[k - rank] for s in shapes if rank - k <= len(s)]
-            size = max(e.size for e in column) if all(e.size for e in column) else 0
-            same = [e for e in column if e.size == size]
-            if any(e.size not in (1, size) for e in column):
-                raise Barrier("rule-mismatch", f"sizes {[e.size for e in column]} do not broadcast")
-            for other in same[1:]:
-                self.unify(same[0], other)
-            out.append(same[0])
+            sizes = [e.size for e in column]
+            size = 0 if 0 in sizes else max(sizes)
+            if any([n != size and n != 1 for n in sizes]):
+                raise Barrier("rule-mismatch", f"sizes {sizes} do not broadcast")
+            first, *same = [e for e in column if e.size == size]
+            for other in same:
+                self.unify(first, other)
+            out.append(first)
         return out
 
 
