@@ -57,6 +57,14 @@ Data = Annotated[
     typer.Option(metavar="FILE.npz|DIR", help="Real inputs for the checks: arrays named like the model's inputs."),
 ]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")]
+Library = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--custom-op-library",
+        metavar="FILE",
+        help="A shared library with custom operators of the model, for ONNX Runtime; may be repeated.",
+    ),
+]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of the random inputs.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print every cut and the time of each pass.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print nothing but errors.")]
@@ -104,6 +112,7 @@ def prune(
     ] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave these dims alone.")] = None,
     data: Data = None,
+    custom_op_library: Library = None,
     seed: Seed = None,
     json_file: Json = None,
     no_check: NoCheck = False,
@@ -125,17 +134,18 @@ def prune(
     given = {
         "ratio": ratio, "macs": macs, "params": params, "lossless": lossless, "scope": scope, "criterion": criterion,
         "round_to": round_to, "include": include, "exclude": exclude, "data": data, "seed": seed, "json": json_file,
-        "check": False if no_check else None, "passes": passes,
+        "check": False if no_check else None, "passes": passes, "custom_op_library": custom_op_library,
     }  # fmt: skip
     options = _merged(read_config(config) if config else {}, {k: v for k, v in given.items() if v not in (None, [])})
     if not dry_run:
         _require_output(output)
     report_path = Path(options["json"]) if "json" in options else None
-    _check_paths((model, config, options.get("data")), output, report_path, plan_file)
+    libraries = options.get("custom_op_library", ())
+    _check_paths((model, config, options.get("data"), *libraries), output, report_path, plan_file)
     budget = _budget(options)
     with _progress(quiet) as step:
         result = api.run(
-            load(model),
+            load(model, libraries),
             budget=budget,
             data=options.get("data"),
             seed=options.get("seed", 0),
@@ -162,6 +172,7 @@ def apply(
     model: Model,
     output: Output = None,
     data: Data = None,
+    custom_op_library: Library = None,
     seed: Seed = None,
     json_file: Json = None,
     no_check: NoCheck = False,
@@ -175,7 +186,7 @@ def apply(
         loaded = Plan.from_json(plan.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the plan {plan}: {error}") from error
-    graph = load(model)
+    graph = load(model, custom_op_library or ())
     if loaded.model != graph.fingerprint():
         raise InputError(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
@@ -187,10 +198,10 @@ def apply(
 
 
 @app.command()
-def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
+def inspect(model: Model, custom_op_library: Library = None, json_file: Json = None, quiet: Quiet = False) -> None:
     """List every dim: its size, what it couples and costs; what is frozen, and why."""
     _check_paths((model,), json_file)
-    typed = _typed(load(model))
+    typed = _typed(load(model, custom_op_library or ()))
     if json_file:
         write_atomic(json_file, json.dumps(terminal.inspection(typed), indent=1).encode())
     terminal.show_inspection(terminal.console(quiet), typed)
@@ -201,13 +212,14 @@ def check(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", show_default=False)],
     pruned: Annotated[Path, typer.Argument(metavar="PRUNED", show_default=False)],
     data: Data = None,
+    custom_op_library: Library = None,
     seed: Seed = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare the outputs of two models on the same inputs."""
     _check_paths((original, pruned, data), json_file)
-    before, after, feeds = _pair(original, pruned, data, seed or 0)
+    before, after, feeds = _pair(original, pruned, data, seed or 0, custom_op_library or ())
     with _progress(quiet) as step:
         step("running both models")
         names, want = _run(before, feeds, original)
@@ -227,13 +239,14 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads of ONNX Runtime.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to measure.")] = 5.0,
     data: Data = None,
+    custom_op_library: Library = None,
     seed: Seed = None,
     json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Compare the latency of two models: interleaved runs, paired ratio, 95 % interval."""
     _check_paths((original, pruned, data), json_file)
-    before, after, feeds = _pair(original, pruned, data, seed or 0)
+    before, after, feeds = _pair(original, pruned, data, seed or 0, custom_op_library or ())
     for content, path in ((before, original), (after, pruned)):
         _run(content, feeds[:1], path)
     with _progress(quiet) as step:
@@ -319,8 +332,10 @@ def _typed(graph: Graph) -> TypedGraph:
         return state.typed
 
 
-def _pair(original: Path, pruned: Path, data: Path | None, seed: int) -> tuple[Runnable, Runnable, list[Feeds]]:
-    first, second = load(original), load(pruned)
+def _pair(
+    original: Path, pruned: Path, data: Path | None, seed: int, libraries: Sequence[Path]
+) -> tuple[Runnable, Runnable, list[Feeds]]:
+    first, second = load(original, libraries), load(pruned, libraries)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:
         raise InputError(f"{original} and {pruned} have different inputs")
     if len(first.outputs) != len(second.outputs):

@@ -26,7 +26,7 @@ from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.sessions import Feeds, program
+from onnxprune.sessions import Feeds, Libraries, program
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
@@ -50,7 +50,8 @@ class PruneResult:
     def model(self) -> ModelProto:
         """The pruned model, with all its data; made when it is asked for."""
         made = self.graph.to_proto()
-        object.__setattr__(self, "graph", from_proto(made, files=self.graph.files))  # lets go of what it was made from
+        left = from_proto(made, files=self.graph.files, libraries=self.graph.libraries)
+        object.__setattr__(self, "graph", left)  # lets go of what it was made from
         return made
 
 
@@ -70,6 +71,7 @@ def prune(
     seed: int = 0,
     check: bool = True,
     passes: str | None = None,
+    custom_op_library: Libraries = (),
 ) -> PruneResult:
     """Remove units from a model and prove the result.
 
@@ -86,6 +88,7 @@ def prune(
         seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
+        custom_op_library: shared libraries with the kernels of operators that ONNX Runtime does not bring along.
 
     Raises:
         InputError: the model, an option or the data cannot be used.
@@ -95,14 +98,21 @@ def prune(
         passes, ratio=ratio, macs=macs, params=params, lossless=lossless, scope=scope, criterion=criterion,
         round_to=round_to, include=_patterns(include), exclude=_patterns(exclude),
     )  # fmt: skip
-    return run(load(model), budget=budget, data=data, seed=seed, check=check, passes=passes)
+    graph = load(model, custom_op_library)
+    return run(graph, budget=budget, data=data, seed=seed, check=check, passes=passes)
 
 
 def apply(
-    model: ModelLike, plan: Plan, *, data: DataLike | None = None, seed: int = 0, check: bool = True
+    model: ModelLike,
+    plan: Plan,
+    *,
+    data: DataLike | None = None,
+    seed: int = 0,
+    check: bool = True,
+    custom_op_library: Libraries = (),
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Raises as `prune` does."""
-    return run(load(model), plan=plan, data=data, seed=seed, check=check)
+    return run(load(model, custom_op_library), plan=plan, data=data, seed=seed, check=check)
 
 
 def choose_budget(passes: str | None, **options: Any) -> Budget | None:
@@ -156,7 +166,10 @@ def run(
         report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in binding.shapes.items()}
         report.options = asdict(budget) if budget else {}
         if foreign:
-            report.notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
+            report.notes.append(
+                f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)};"
+                " --custom-op-library takes a library that has them"
+            )
         if check and not dry_run:
             random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
             base = (

@@ -9,10 +9,11 @@ from typing import Any
 
 from onnxprune.errors import InputError
 
-NUMBER, PATTERNS = (float, int), (list, str)
+NUMBER, TEXTS = (float, int), (list, str)
+LISTS = ("include", "exclude", "custom_op_library")
 KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("ratio", "macs", "params"), NUMBER),
-    **dict.fromkeys(("include", "exclude"), PATTERNS),
+    **dict.fromkeys(LISTS, TEXTS),
     **dict.fromkeys(("lossless", "check"), (bool,)),
     **dict.fromkeys(("round_to", "seed"), (int,)),
     **dict.fromkeys(("scope", "criterion", "data", "passes", "json"), (str,)),
@@ -41,7 +42,7 @@ def read_config(path: Path) -> dict[str, Any]:
             raise InputError(
                 f"the config {path} gives {key!r} a {type(value).__name__}, it takes {KINDS[name][0].__name__}"
             )
-        found[name] = [value] if name in ("include", "exclude") and isinstance(value, str) else value
+        found[name] = [value] if name in LISTS and isinstance(value, str) else value
         if isinstance(value, list) and not all(isinstance(v, str) for v in value):
             raise InputError(f"the config {path} gives {key!r} a list with something that is not text")
     return found
