@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -33,6 +33,7 @@ from onnxprune.options import (
     CheckGroup,
     ChoiceGroup,
     GateGroup,
+    LibraryGroup,
     OutputGroup,
     PassGroup,
     PlanGroup,
@@ -124,7 +125,7 @@ def prune(
     shown = _shower(quiet, model, None if steps.dry_run else output, verbose or steps.dry_run)
     with live.shown(quiet) as step, _reported(report_path, shown):
         result = api.run(
-            load(model),
+            load(model, options.get("custom_op_library", ())),
             budget=chosen,
             curves=curves,
             passes=options.get("passes"),
@@ -162,7 +163,7 @@ def apply(
     _require_output(output)
     check_paths((plan, model, config, options.get("data"), options.get("test_data")), output, report_path)
     loaded = _read(plan, Plan.from_json) or Plan({})
-    graph = load(model)
+    graph = load(model, options.get("custom_op_library", ()))
     if loaded.model != graph.fingerprint():
         raise InputError(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
@@ -175,10 +176,11 @@ def apply(
 
 
 @app.command()
-def inspect(model: Model, json_file: Json = None, quiet: Quiet = False) -> None:
+@grouped
+def inspect(model: Model, library: LibraryGroup, json_file: Json = None, quiet: Quiet = False) -> None:
     """List every dim: its size, what it couples and costs; what is frozen, and why."""
     check_paths((model,), json_file)
-    typed = _typed(load(model))
+    typed = _typed(load(model, library.custom_op_library or ()))
     if json_file:
         write_atomic(json_file, json.dumps(terminal.inspection(typed), indent=1).encode())
     terminal.show_inspection(terminal.console(quiet), typed)
@@ -200,7 +202,7 @@ def check(
     check_paths((original, pruned, config, data), json_file)
     chosen = _source(options, data)
     with live.shown(quiet) as step:
-        before, after = _pair(original, pruned)
+        before, after = _pair(original, pruned, options.get("custom_op_library", ()))
         step("running both models")
         table, readings = api.compare(
             before, after, data=chosen, samples=inputs.samples, metric=options.get("metric"),
@@ -235,7 +237,9 @@ def sensitivity(
     check_paths((model, config, options.get("data")), output, plot)
     named = {n: options[n] for n in ("samples", "seed") if n in options}
     with live.shown(quiet) as step:
-        found = api.measure_sensitivity(load(model), data, jobs=jobs, progress=step, **named)
+        found = api.measure_sensitivity(
+            load(model, options.get("custom_op_library", ())), data, jobs=jobs, progress=step, **named
+        )
     if output:
         write_atomic(output, found.to_json().encode())
     if plot:
@@ -265,6 +269,7 @@ def bench(
             models,
             shapes=dict(map(_shape, options.get("shape", []))),
             settings=settings(options),
+            libraries=options.get("custom_op_library", ()),
             seconds=seconds,
             profiled=profile,
             progress=step,
@@ -383,8 +388,8 @@ def _typed(graph: Graph) -> TypedGraph:
         return state.typed
 
 
-def _pair(original: Path, pruned: Path) -> tuple[Graph, Graph]:
-    first, second = load(original), load(pruned)
+def _pair(original: Path, pruned: Path, libraries: Sequence[Path]) -> tuple[Graph, Graph]:
+    first, second = load(original, libraries), load(pruned, libraries)
     if [i.name for i in first.inputs] != [i.name for i in second.inputs]:
         raise InputError(f"{original} and {pruned} have different inputs")
     if len(first.outputs) != len(second.outputs):

@@ -29,7 +29,7 @@ from onnxprune.proof import Original, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sensitivity import Sensitivity, analyse
-from onnxprune.sessions import Feeds, Settings, program
+from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.validate import latency, numerics
 
 NO_DATA = "a metric needs data to be measured on: give --data"
@@ -51,7 +51,8 @@ class PruneResult:
     def model(self) -> ModelProto:
         """The pruned model, with all its data; made when it is asked for."""
         made = self.graph.to_proto()
-        object.__setattr__(self, "graph", from_proto(made, files=self.graph.files))  # lets go of what it was made from
+        left = from_proto(made, files=self.graph.files, libraries=self.graph.libraries)
+        object.__setattr__(self, "graph", left)  # lets go of what it was made from
         return made
 
 
@@ -80,6 +81,7 @@ def prune(
     check: bool = True,
     passes: str | None = None,
     gates: GatesLike | None = None,
+    custom_op_library: Libraries = (),
 ) -> PruneResult:
     """Remove units from a model and prove the result.
 
@@ -107,6 +109,7 @@ def prune(
         seed: of the random inputs.
         check: run the surgery check, compare with the original, and measure latency.
         passes: pipeline text instead of the default one.
+        custom_op_library: shared libraries with the kernels of operators that ONNX Runtime does not bring along.
         gates: limits that the result must keep: `Gates`, or a mapping such as {"max_rel_l2": 0.1}.
 
     Raises:
@@ -118,7 +121,7 @@ def prune(
         criterion=criterion, round_to=round_to, include=_patterns(include), exclude=_patterns(exclude), steps=steps,
     )  # fmt: skip
     return run(
-        load(model), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
+        load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
         samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
     )  # fmt: skip
 
@@ -135,11 +138,12 @@ def apply(
     seed: int = 0,
     check: bool = True,
     gates: GatesLike | None = None,
+    custom_op_library: Libraries = (),
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
     return run(
-        load(model), plan=plan, recover=recover, data=data, test_data=test_data, samples=samples, metric=metric,
-        seed=seed, check=check, gates=gates,
+        load(model, custom_op_library), plan=plan, recover=recover, data=data, test_data=test_data, samples=samples,
+        metric=metric, seed=seed, check=check, gates=gates,
     )  # fmt: skip
 
 
@@ -316,7 +320,10 @@ def _shapes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> di
 def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
     notes = []
     if foreign:
-        notes.append(f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)}")
+        notes.append(
+            f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)};"
+            " --custom-op-library takes a library that has them"
+        )
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes

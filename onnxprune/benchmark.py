@@ -17,7 +17,7 @@ from onnxprune.feeds import Binding, Shape, axis_sizes, batched_inputs, random_f
 from onnxprune.graph import Graph
 from onnxprune.progress import Progress, silent
 from onnxprune.reading import load
-from onnxprune.sessions import Feeds, Settings, open_session, program
+from onnxprune.sessions import Feeds, Libraries, Settings, open_session, program
 from onnxprune.validate import latency
 from onnxprune.validate.footprint import Footprint, footprints
 from onnxprune.validate.latency import Comparison
@@ -52,6 +52,7 @@ def benchmark(
     seed: int = 0,
     batch: int | None = None,
     shapes: Mapping[str, Shape] | None = None,
+    libraries: Libraries = (),
     settings: Settings = latency.ONE_THREAD,
     seconds: float = 5.0,
     profiled: bool = False,
@@ -65,7 +66,7 @@ def benchmark(
         raise InputError("give two models or more to compare")
     if data is not None and shapes:
         raise InputError("give shapes or data, not both")
-    graphs = [load(p) for p in paths]
+    graphs = [load(p, libraries) for p in paths]
     for path, graph in zip(paths, graphs, strict=True):
         if [i.name for i in graph.inputs] != [i.name for i in graphs[0].inputs]:
             raise InputError(f"{paths[0]} and {path} have different inputs")
@@ -77,7 +78,7 @@ def benchmark(
         tuple(map(str, paths)),
         {n: a.shape for n, a in feeds.items()},
         latency.compare(programs, feeds, settings, seconds, seed, progress),
-        tuple(footprints(paths, feeds, settings, progress=progress)),
+        tuple(footprints(paths, feeds, settings, progress=progress, libraries=graphs[0].libraries)),
         profile(graphs, feeds, settings, seconds, seed, progress) if profiled else None,
     )
 

@@ -23,6 +23,7 @@ TOML: dict[Any, tuple[type, ...]] = {
     str: (str,),
     Path: (str,),
     list[str]: (list, str),
+    list[Path]: (list, str),
 }
 DATA = {"path": "data", "test": "test_data", "samples": "samples"}  # keys of [data], and the options that they are
 

@@ -60,7 +60,11 @@ class Binding:
 
 
 def foreign_operators(graph: Graph) -> list[str]:
-    """Operators of domains that ONNX Runtime does not bring along, as `domain.Operator`; model functions are none."""
+    """Operators of domains that ONNX Runtime does not bring along, as `domain.Operator`; model functions are none.
+    Given libraries are taken to have them: where they do not, ONNX Runtime says so.
+    """
+    if graph.libraries:
+        return []
     functions = {(f.domain, f.name) for f in graph.shell.functions}
     found = {(n.domain, n.op_type) for n in graph.nodes if n.domain not in KNOWN_DOMAINS} - functions
     return sorted(f"{domain}.{name}" for domain, name in found)

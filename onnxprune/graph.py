@@ -47,7 +47,7 @@ class Graph:
     """One model: `nodes` in topological order, `tensors` (initialisers) by name, and the rest in `shell`.
 
     Initialisers whose data is not in memory are hollow, and have an entry in `sources`; `files` are those that external
-    data came from.
+    data came from. `libraries` hold kernels that ONNX Runtime needs to run the model and does not bring along.
     """
 
     shell: ModelProto
@@ -55,6 +55,7 @@ class Graph:
     tensors: Mapping[str, TensorProto]
     sources: Mapping[str, Source] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
+    libraries: tuple[Path, ...] = ()
     _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, compare=False, repr=False)
     _wires: tuple[Wires, ...] | None = field(default=None, compare=False, repr=False)
 
@@ -78,6 +79,7 @@ class Graph:
             left,
             {n: s for n, s in known.items() if n in left and _is_hollow(left[n])},
             self.files,
+            self.libraries,
             self._arrays if tensors is None else {},
             wires,
         )
@@ -263,7 +265,12 @@ def _field_bytes(size: int) -> int:
     return 1 + max(1, -(-size.bit_length() // 7)) + size
 
 
-def from_proto(model: ModelProto, sources: Mapping[str, Source] | None = None, files: tuple[Path, ...] = ()) -> Graph:
+def from_proto(
+    model: ModelProto,
+    sources: Mapping[str, Source] | None = None,
+    files: tuple[Path, ...] = (),
+    libraries: tuple[Path, ...] = (),
+) -> Graph:
     """A Graph over a ModelProto, which is not changed; tensors are shared with it, not copied. Hollow ones need
     `sources`.
     """
@@ -275,7 +282,7 @@ def from_proto(model: ModelProto, sources: Mapping[str, Source] | None = None, f
                     _copy_field(shell.graph, sub, part)
         else:
             _copy_field(shell, descriptor, value)
-    return Graph(shell, *flatten(model.graph), sources or {}, files)
+    return Graph(shell, *flatten(model.graph), sources or {}, files, libraries)
 
 
 def _copy_field(target: Any, descriptor: Any, value: Any) -> None:

@@ -90,7 +90,20 @@ class RecoverOptions:
 
 
 @dataclass(frozen=True)
-class InputOptions:
+class LibraryOptions:
+    """What models need to run."""
+
+    custom_op_library: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A shared library with custom operators of the model, for ONNX Runtime; may be repeated.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class InputOptions(LibraryOptions):
     """What models are fed with."""
 
     data: Annotated[
@@ -213,6 +226,7 @@ class PlanOptions(OutputOptions):
 
 BudgetGroup = Annotated[BudgetOptions, Panel("Budget: give exactly one")]
 ChoiceGroup = Annotated[ChoiceOptions, Panel("Which units go")]
+LibraryGroup = Annotated[LibraryOptions, Panel("Inputs")]
 RecoverGroup = Annotated[RecoverOptions, Panel("Recovery")]
 InputGroup = Annotated[InputOptions, Panel("Inputs")]
 SampleGroup = Annotated[SampleOptions, Panel("Inputs")]

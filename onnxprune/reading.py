@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.graph import Graph, describe, from_proto
+from onnxprune.sessions import Libraries, loadable
 from onnxprune.storage import PACKED, Source, open_external
 from onnxprune.writing import serialize
 
@@ -23,10 +24,11 @@ TYPES = frozenset(TensorProto.DataType.values())
 ModelLike = str | os.PathLike[str] | bytes | ModelProto | Any
 
 
-def load(model: ModelLike) -> Graph:
-    """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph. Raises InputError with what is wrong and
-    what to do.
+def load(model: ModelLike, libraries: Libraries = ()) -> Graph:
+    """Read a model from a path, bytes, a ModelProto or a graphsurgeon graph; `libraries` with its custom operators are
+    loaded into every session that runs it. Raises InputError with what is wrong and what to do.
     """
+    kernels = loadable(libraries)
     sources: dict[str, Source] = {}
     files: tuple[Path, ...] = ()
     if isinstance(model, (str, os.PathLike)):
@@ -34,12 +36,14 @@ def load(model: ModelLike) -> Graph:
     else:
         proto = _read(model)
     try:
-        return _checked(proto, sources, files)
+        return _checked(proto, sources, files, kernels)
     except UnicodeDecodeError as error:
         raise InputError(f"the model holds a name that is not text: {error}") from error
 
 
-def _checked(proto: ModelProto, sources: Mapping[str, Source], files: tuple[Path, ...]) -> Graph:
+def _checked(
+    proto: ModelProto, sources: Mapping[str, Source], files: tuple[Path, ...], libraries: tuple[Path, ...]
+) -> Graph:
     if not proto.graph.node and not proto.graph.output:
         raise InputError("not an ONNX model: it has no graph")
     if not proto.opset_import:
@@ -50,7 +54,7 @@ def _checked(proto: ModelProto, sources: Mapping[str, Source], files: tuple[Path
             raise InputError(
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
-    graph = from_proto(proto, sources, files)
+    graph = from_proto(proto, sources, files, libraries)
     if len(graph.tensors) < len(proto.graph.initializer):
         twice = Counter(t.name for t in proto.graph.initializer).most_common(1)[0][0]
         raise InputError(f"initialiser {twice!r} is stored twice")

@@ -6,7 +6,8 @@ arrays, or left in the file that they are in, which ONNX Runtime maps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from onnxprune.graph import Graph
 from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 
+Libraries = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Feeds = dict[str, NDArray[Any]]
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model from memory has its external data
 CPU = "CPUExecutionProvider"
@@ -73,6 +75,7 @@ class Program:
     model: bytes | Path
     tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     folder: Path | None = None
+    libraries: tuple[Path, ...] = ()
 
 
 Runnable = ModelProto | bytes | Path | Program
@@ -81,7 +84,7 @@ Runnable = ModelProto | bytes | Path | Program
 def program(graph: Graph) -> Program:
     """What a session is made of."""
     if not graph.is_large:
-        return Program(serialize(graph.to_proto()))
+        return Program(serialize(graph.to_proto()), libraries=graph.libraries)
     apart = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
     hollow = {n: _elsewhere(t, graph.sources.get(n)) for n, t in apart.items()}
     rest = graph.replace(tensors={**graph.tensors, **hollow}, sources={})
@@ -89,7 +92,8 @@ def program(graph: Graph) -> Program:
     model = rest.replace(tensors={**rest.tensors, **left}).skeleton()
     in_files = {n: s.file for n, s in graph.sources.items() if isinstance(s, External)}
     folder = next((f.folder for f in in_files.values()), None)
-    return Program(serialize(model), {n: graph.view(n) for n in apart if n not in in_files}, folder)
+    given = {n: graph.view(n) for n in apart if n not in in_files}
+    return Program(serialize(model), given, folder, graph.libraries)
 
 
 def _elsewhere(tensor: TensorProto, source: Source | None) -> TensorProto:
@@ -112,10 +116,30 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]
         self.held = values, program.tensors
         if program.folder is not None:
             options.add_session_config_entry(FOLDER, str(program.folder.resolve()))
+        for library in program.libraries:
+            options.register_custom_ops_library(str(library))
         if values:
             options.add_external_initializers(list(values), list(values.values()))
         model = str(program.model) if isinstance(program.model, Path) else program.model
         super().__init__(model, options, providers=providers, enable_fallback=0)
+
+
+def loadable(libraries: Libraries) -> tuple[Path, ...]:
+    """Full paths of shared libraries of custom operators, each once, since ONNX Runtime takes no kernel twice.
+    InputError for one that it cannot load.
+    """
+    listed = [libraries] if isinstance(libraries, (str, os.PathLike)) else libraries
+    paths = tuple(dict.fromkeys(Path(library).resolve() for library in listed))
+    for path in paths:
+        try:
+            ort.SessionOptions().register_custom_ops_library(str(path))
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            reason = str(error).rpartition("with error: ")[2].removeprefix(f"{path}: ")
+            raise InputError(
+                f"cannot load the custom operators of {path}: {reason}; give a shared library that was built for ONNX"
+                f" Runtime (this one is {ort.__version__})"
+            ) from error
+    return paths
 
 
 def session(model: Runnable, optimise: bool = True) -> ort.InferenceSession:

@@ -21,5 +21,6 @@ class InlineFunctions:
     def run(self, state: State) -> Graph:
         if not state.graph.shell.functions:
             return state.graph
-        model = inliner.inline_local_functions(state.graph.skeleton())
-        return from_proto(model, state.graph.sources, state.graph.files)
+        graph = state.graph
+        model = inliner.inline_local_functions(graph.skeleton())
+        return from_proto(model, graph.sources, graph.files, graph.libraries)

@@ -51,7 +51,7 @@ class Row:
 def build(text: str, opset: int = 21, seed: int = 0) -> ModelProto:
     """A model from text; names that are declared but never made become seeded random initialisers."""
     ir = 3 if opset < 9 else 8 if opset < 19 else 10
-    others = sorted(set(re.findall(r"\bcom\.[a-z]+", text)))
+    others = sorted(set(re.findall(r"\b(?:com|ai\.onnx)\.[a-z]+", text)))
     domains = ", ".join([f'"" : {opset}', *(f'"{name}" : 1' for name in others)])
     model = onnx.parser.parse_model(f"<ir_version: {max(ir, 4)}, opset_import: [{domains}]> agraph {text}")
     made = {name for node in model.graph.node for name in node.output}

@@ -590,7 +590,7 @@ def test_help_names_every_option_of_the_issue(capsys: pytest.CaptureFixture[str]
     assert main(["prune", "--help"]) == 0
     out = capsys.readouterr().out
     names = "--ratio --macs --params --lossless --scope --criterion --round-to --include --exclude --data --seed --json"
-    names += " --test-data --samples --metric"
+    names += " --test-data --samples --metric --custom-op-library --bytes --max-drop --steps --sensitivity --no-recover"
     for option in f"{names} --no-check --dry-run --passes --config --plan --verify-each -o -v -q".split():
         assert option in out, option
 

@@ -120,12 +120,6 @@ def _print_table(out: Console, table: Table) -> None:
         out.out("  ".join(texts).rstrip(), highlight=False)
 
 
-def _latency_row(name: str, latency: Latency) -> tuple[str, str, str, str]:
-    low, high = latency.ci95
-    speed = f"{latency.speedup:.2f}x ({low:.2f} to {high:.2f})"
-    return name, f"{latency.before:.3f} ms", f"{latency.after:.3f} ms", speed
-
-
 def _numbers(row: Mapping[str, float | None]) -> str:
     words = {
         "rel_l2": "relative L2 error {:.3g}",

@@ -26,7 +26,7 @@ import numpy as np
 
 from onnxprune.errors import InputError
 from onnxprune.progress import Progress, silent
-from onnxprune.sessions import Feeds, Settings, open_session
+from onnxprune.sessions import Feeds, Program, Settings, open_session
 from onnxprune.validate.latency import resource
 
 ROUNDS = 3  # processes per model; the medians are reported
@@ -49,7 +49,12 @@ class Footprint:
 
 
 def footprints(
-    models: Sequence[Path], feeds: Feeds, settings: Settings, rounds: int = ROUNDS, progress: Progress = silent
+    models: Sequence[Path],
+    feeds: Feeds,
+    settings: Settings,
+    rounds: int = ROUNDS,
+    progress: Progress = silent,
+    libraries: Sequence[Path] = (),
 ) -> list[Footprint]:
     """Load and run every file in `rounds` processes, in turn. InputError with the last words of one that fails."""
     found: list[list[dict[str, Any]]] = [[] for _ in models]
@@ -60,6 +65,7 @@ def footprints(
             for i, model in enumerate(models):
                 progress("load time and memory", k * len(models) + i, rounds * len(models))
                 request = {"model": str(model), "data": str(data), "inputs": [*feeds], "settings": asdict(settings)}
+                request["libraries"] = list(map(str, libraries))
                 found[i].append(_probe(request))
     return [Footprint(**{key: _median([r[key] for r in rows]) for key in rows[0]}) for rows in found]
 
@@ -91,10 +97,11 @@ def child() -> None:
     with np.load(request["data"]) as arrays:
         values = [a.astype(object) if a.dtype.kind == "U" else a for a in arrays.values()]
     feeds = dict(zip(request["inputs"], values, strict=True))
-    print(json.dumps(measure(Path(request["model"]), feeds, Settings(**request["settings"]))))
+    model = Program(Path(request["model"]), libraries=tuple(map(Path, request["libraries"])))
+    print(json.dumps(measure(model, feeds, Settings(**request["settings"]))))
 
 
-def measure(model: Path, feeds: Feeds, settings: Settings) -> dict[str, Any]:
+def measure(model: Program, feeds: Feeds, settings: Settings) -> dict[str, Any]:
     """One load and one run in this process, as the fields of a Footprint."""
     _reset_peak()
     base = peak_bytes()

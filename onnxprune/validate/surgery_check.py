@@ -68,7 +68,7 @@ def surgery_check(
     """Run both models on `feeds` and compare every output. `original`: the file as it was read, so that folding is
     checked too.
     """
-    result = from_proto(pruned) if isinstance(pruned, ModelProto) else pruned
+    result = from_proto(pruned, libraries=typed.graph.libraries) if isinstance(pruned, ModelProto) else pruned
     behind = saturated(typed, result)
     names = [o.name for o in typed.graph.outputs] + [n for n in behind.values() if n not in behind]
     reference = program(watched(masked_original(typed, masks, original), names))
