@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -241,7 +241,7 @@ def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> d
     return {d: ranked[d] >= n for d, n in gone.items()}
 
 
-def _cost(typed: TypedGraph, budget: Budget, infos: Iterable[Dim]) -> tuple[cost.Polynomial, float, str]:
+def _cost(typed: TypedGraph, budget: Budget, infos: Collection[Dim]) -> tuple[cost.Polynomial, float, str]:
     """The cost that a budget limits, the fraction that may be kept, and what the cost is called."""
     if budget.macs is not None:
         return cost.macs(typed), budget.macs, "MACs"
@@ -249,7 +249,9 @@ def _cost(typed: TypedGraph, budget: Budget, infos: Iterable[Dim]) -> tuple[cost
         return cost.params(typed), budget.params, "parameters"
     if budget.bytes is not None:
         return cost.bits(typed), budget.bytes, "bytes"
-    return cost.units(infos), 1 - (budget.ratio or 0.0), "units"
+    total = sum(d.size for d in infos)
+    left = total - math.floor((budget.ratio or 0.0) * total + 1e-9)
+    return cost.units(infos), (left + 0.5) / max(total, 1), "units"
 
 
 def _by_curve(

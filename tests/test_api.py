@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 import onnxprune
-from onnxprune import GateError, InputError, Plan, api, cost
+from onnxprune import GateError, InputError, Plan, api, cost, proof
 from onnxprune.feeds import batch_size
 from onnxprune.graph import outline
 from onnxprune.inference import TypedGraph
@@ -223,9 +223,10 @@ def test_threads_with_checks() -> None:
 def test_signature() -> None:
     """As the issue states it."""
     stated = {
-        "ratio": None, "macs": None, "params": None, "lossless": False, "scope": "global", "criterion": "l2",
-        "round_to": 1, "include": (), "exclude": (), "data": None, "test_data": None, "samples": 512,
-        "metric": None, "seed": 0, "check": True, "passes": None,
+        "ratio": None, "macs": None, "params": None, "bytes": None, "max_drop": None, "lossless": False,
+        "scope": "global", "criterion": "", "round_to": 1, "include": (), "exclude": (), "steps": 1, "recover": True,
+        "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0, "check": True,
+        "passes": None, "gates": None, "custom_op_library": (),
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters
     assert {n: p.default for n, p in found.items() if n != "model"} == stated
@@ -303,7 +304,7 @@ def test_ways_to_give_data(kind: str, tmp_path: Path) -> None:
 
 
 def test_failed_check_carries_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "surgery_check", lambda *_: SurgeryCheck(False, 0.5, 1e-4, "output 'y', input 0"))
+    monkeypatch.setattr(proof, "surgery_check", lambda *_: SurgeryCheck(False, 0.5, 1e-4, "output 'y', input 0"))
     with pytest.raises(GateError, match=r"surgery check failed: error 0\.5 ") as caught:
         onnxprune.prune(build(MLP), ratio=0.5)
     assert caught.value.report.surgery_check.max_rel_err == 0.5
@@ -311,8 +312,8 @@ def test_failed_check_carries_its_report(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("data", [None, {"x": np.ones((2, 4), np.float32)}])
 def test_a_pruned_model_that_does_not_run_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, data: Any) -> None:
-    whole, plain = load(build(MLP)).params(), api.program
-    monkeypatch.setattr(api, "program", lambda graph: plain(graph) if graph.params() == whole else b"junk")
+    whole, plain = load(build(MLP)).params(), proof.program
+    monkeypatch.setattr(proof, "program", lambda graph: plain(graph) if graph.params() == whole else b"junk")
     with pytest.raises(GateError, match=r"does not run the .*a bug of onnxprune"):
         onnxprune.prune(build(MLP), ratio=0.5, data=data)
 

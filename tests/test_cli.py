@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto
 
 import onnxprune
-from onnxprune import api
+from onnxprune import api, proof
 from onnxprune.__main__ import main
 from onnxprune.plan import Plan
 from onnxprune.reading import load
@@ -395,7 +395,7 @@ def test_failed_surgery_check_saves_nothing(
     box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = box.state()
-    monkeypatch.setattr(api, "surgery_check", fail_check)
+    monkeypatch.setattr(proof, "surgery_check", fail_check)
     assert box(*PRUNE, "--ratio", "0.5") == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "surgery check" in err and "'y'" in err
@@ -464,8 +464,10 @@ def test_prune_report_check_bench(box: Box, capsys: pytest.CaptureFixture[str], 
     assert box("check", model, "out.onnx", "--data", data, "--json", "c.json") == 0
     found = json.loads((box.root / "c.json").read_text())
     assert found["logits"] == pytest.approx(report["numerics"]["logits"], rel=1e-3, abs=1e-3)
-    before, after = report["metrics"]
-    assert after == {**before, "stage": "removed", "value": after["value"], "drop": after["value"]}
+    before, removed, after = report["metrics"]
+    assert after == {**before, "stage": "recovered", "value": after["value"], "drop": after["value"]}
+    assert removed == {**before, "stage": "removed", "value": removed["value"], "drop": removed["value"]}
+    assert after["value"] < removed["value"]
     assert found["metrics"] == [before, {**after, "stage": "pruned"}]
     assert box("bench", model, "out.onnx", "--seconds", "0.1", "--json", "b.json") == 0
     assert set(json.loads((box.root / "b.json").read_text())) >= REPORT_KEYS["latency_ms"]

@@ -13,8 +13,7 @@ from PIL import Image
 from onnxprune import api
 from onnxprune.__main__ import main
 from onnxprune.config import read_config
-from onnxprune.data import ImageFolder, Preprocessing
-from onnxprune.options import for_run, merged, source
+from onnxprune.data import ImageFolder, Preprocessing, with_preprocessing
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 CNN = MODELS / "mnist_cnn.onnx"
@@ -126,9 +125,8 @@ def test_config(text: str, want: dict[str, Any], tmp_path: Path) -> None:
 
 def test_preprocessing_is_for_folders_without_arrays(folder: Path) -> None:
     (folder / "c.toml").write_text("[data]\npath = 'digits'\ntest = 'digits.npz'\n")
-    options = merged(folder / "c.toml", {"samples": 9, "metric": None})
-    made = for_run(options)
-    assert made == {"data": ImageFolder("digits"), "test_data": "digits.npz", "samples": 9}
+    images = read_config(folder / "c.toml")["images"]
+    assert with_preprocessing("digits", images) == ImageFolder("digits", images)
+    assert with_preprocessing("digits.npz", images) == "digits.npz"
     np.save(folder / "digits" / "x.npy", np.zeros(3))
-    assert source(options, "gone", "data") == "digits" and source(options, "gone") is None
-    assert source({"data": "digits"}, "data") == "digits"
+    assert with_preprocessing("digits", images) == "digits" == with_preprocessing("digits", None)

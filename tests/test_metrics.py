@@ -297,9 +297,9 @@ def test_a_run_measures_before_and_after(tmp_path: Path) -> None:
     model, calibration, tests = FOLDER / "mnist_cnn.onnx", FOLDER / "mnist_cnn.calib.npz", tmp_path / "t.npz"
     np.savez(tests, image=given["image"][::5], label=given["labels"][::5])
     report = onnxprune.prune(model, ratio=0.1, data=calibration, test_data=tests, samples=64).report
-    before, after = report.metrics
-    assert [(m.stage, m.name, m.samples) for m in (before, after)] == [
-        (s, "top1", 100) for s in ("original", "removed")
+    before, after, _ = report.metrics
+    assert [(m.stage, m.name, m.samples) for m in report.metrics] == [
+        (s, "top1", 100) for s in ("original", "removed", "recovered")
     ]
     assert before.value >= 0.98 and after.drop == pytest.approx(1 - after.value / before.value)
     shown = json.loads(report.to_json())["metrics"]
@@ -307,8 +307,8 @@ def test_a_run_measures_before_and_after(tmp_path: Path) -> None:
         "stage": "removed", "name": "top1", "value": after.value, "drop": after.drop, "higher_is_better": True,
         "samples": 100,
     }  # fmt: skip
-    report.metrics.append(metrics.Reading("recovered", "top1", math.nan, math.inf, True, 100))
-    assert json.loads(report.to_json())["metrics"][2]["value"] is None
+    report.metrics.append(metrics.Reading("another", "top1", math.nan, math.inf, True, 100))
+    assert json.loads(report.to_json())["metrics"][3]["value"] is None
 
 
 def test_a_run_without_data_measures_nothing() -> None:
@@ -317,7 +317,7 @@ def test_a_run_without_data_measures_nothing() -> None:
     with pytest.raises(InputError, match="needs data"):
         onnxprune.prune(graph, ratio=0.5, metric="rel-l2")
     report = onnxprune.prune(graph, ratio=0.5, data="random", samples=8).report
-    assert [m.samples for m in report.metrics] == [8, 8] and report.numerics_on == "random inputs"
+    assert [m.samples for m in report.metrics] == [8, 8, 8] and report.numerics_on == "random inputs"
     assert any("poor choice" in note for note in report.notes)
 
 
