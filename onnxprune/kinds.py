@@ -21,9 +21,8 @@ from onnxprune.contrib import Shape
 from onnxprune.graph import Graph, Wires, attributes
 
 Value = NDArray[Any]
-INTEGER_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
-FLOAT_ELEMENTS = 8  # and scales of Resize, bounds of Range
-_SIZES = {"i": INTEGER_ELEMENTS, "u": INTEGER_ELEMENTS, "b": INTEGER_ELEMENTS, "f": FLOAT_ELEMENTS}
+MAX_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
+FLOATS_READ = ("OneHot", "Range", "Resize", "Upsample")  # where floats say sizes: depths, bounds, scales
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,9 +43,10 @@ class Kind:
 Answer = tuple[Kind | None, ...]
 
 
-def says_sizes(value: Value) -> bool:
-    """Whether a constant operand may say something of the shapes that come out: what onnx's inference looks at."""
-    return value.size <= _SIZES.get(value.dtype.kind, -1)
+def says_sizes(operator: str, value: Value) -> bool:
+    """Whether the value of an operand may say something of the shapes that come out."""
+    kinds = "iubf" if operator in FLOATS_READ else "iub"
+    return value.size <= MAX_ELEMENTS and value.dtype.kind in kinds
 
 
 class Kinds:

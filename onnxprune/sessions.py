@@ -125,7 +125,7 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]
 
 
 def loadable(libraries: Libraries) -> tuple[Path, ...]:
-    """Full paths of shared libraries of custom operators, each once, since ONNX Runtime takes no kernel twice.
+    """Full paths of shared libraries of custom operators; each once, since ONNX Runtime takes no kernel twice.
     InputError for one that it cannot load.
     """
     listed = [libraries] if isinstance(libraries, (str, os.PathLike)) else libraries

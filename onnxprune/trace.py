@@ -264,7 +264,8 @@ def _with_axis(kind: TypeProto | None, axis: int, length: int | None) -> TypePro
 def _by_type(node: NodeProto, wires: Wires, facts: Walk) -> bool:
     if node.op_type in (ENTER, LEAVE) or (node.op_type in CONTROL and attribute(node, OWNER) is not None):
         return _by_flow(node, wires, facts)
-    values = [v if v is not None and says_sizes(v) else None for v in map(facts.values.get, wires.inputs)]
+    values = [facts.values.get(n) for n in wires.inputs]
+    values = [v if v is not None and says_sizes(wires.operator, v) else None for v in values]
     answer = facts.kinds.outputs(node, wires, [facts.types.get(n) for n in wires.inputs], values)
     for name, kind in zip(wires.outputs, answer, strict=True):
         if name and kind is not None:

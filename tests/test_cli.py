@@ -485,6 +485,22 @@ def test_inspect(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f["reason"] for f in found["frozen"])
 
 
+def test_long_tables_read_as_short_ones(
+    box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond LONG_TABLE rows columns are set without rich."""
+
+    def lines() -> list[str]:
+        assert box("inspect", MODELS / "mnist_cnn.onnx") == 0
+        assert box(*PRUNE, "--ratio", "0.5", "--no-check", "-v") == 0
+        said = capsys.readouterr().out.splitlines()
+        return [line.rstrip() for line in said if "passes" not in line]
+
+    short = lines()
+    monkeypatch.setattr("onnxprune.report.terminal.LONG_TABLE", 0)
+    assert lines() == short
+
+
 def test_dry_run_writes_nothing(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     before = box.state()
     assert box("prune", "in.onnx", "-o", "out.onnx", "--ratio", "0.5", "--dry-run") == 0
