@@ -150,8 +150,8 @@ def session(model: Runnable, optimise: bool = True) -> ort.InferenceSession:
 def open_session(
     model: Runnable, settings: Settings, profile: Path | None = None, optimized: Path | None = None
 ) -> ort.InferenceSession:
-    """A session that prints nothing. `profile`: a folder for its profile (`end_profiling` says where); `optimized`: a
-    file for the graph that ONNX Runtime made of the model.
+    """A session that prints nothing. `profile`: what the file of its profile starts with (`end_profiling` says the
+    rest, which is a time: two sessions want two starts); `optimized`: a file for the graph that ONNX Runtime made.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -160,7 +160,7 @@ def open_session(
     options.add_session_config_entry(STOP_SPINNING, "1")
     if profile is not None:
         options.enable_profiling = True
-        options.profile_file_prefix = str(profile / "profile")
+        options.profile_file_prefix = str(profile)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry(OPTIMIZED_DATA, f"{optimized.stem}.data")

@@ -10,7 +10,7 @@ ONNX Runtime does not run the nodes of the file: it fuses, folds and re-arranges
                 on constants only; a kernel that stands for no node (a copy into another layout, a Reshape around a
                 fused product) helps the one that reads it, or makes what it reads
 
-Nodes of two models are the same where they make the same tensor, or else where they alone bear the same name.
+Nodes of two models are the same where they make the same tensor or bear the same name (`partners`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Origin:
 def origins(graph: Graph, kernels: Sequence[NodeProto]) -> list[Origin]:
     """Where kernels come from: nodes that ONNX Runtime made of the numbered graph, in topological order."""
     tensors = _Tensors(graph, kernels)
-    made = {t for k in kernels for t in tensors.of(k.output)}
+    made = {t for k in kernels if k.op_type not in REORDERS for t in tensors.of(k.output)}
     fixed = _fixed(graph)
     found = [_region(graph, tensors, k, made) - fixed for k in kernels]
     owner = {i: k for k, nodes in enumerate(found) for i in nodes}
@@ -112,6 +112,8 @@ class _Tensors:
 
 
 def _region(graph: Graph, tensors: _Tensors, kernel: NodeProto, made: set[str]) -> set[int]:
+    if kernel.op_type in REORDERS:
+        return set()
     outputs, stop = tensors.of(kernel.output), set(tensors.of(kernel.input))
     todo = [t for t in outputs if t not in stop]
     found = {int(k) for text in (kernel.name, *kernel.output) for k in NUMBER.findall(text)}
@@ -141,24 +143,30 @@ def _fixed(graph: Graph) -> set[int]:
 
 
 def partners(graph: Graph, other: Graph) -> dict[int, int]:
-    """Nodes of `other` that are nodes of `graph`: index by index."""
+    """Nodes of `other` that are nodes of `graph`, index by index: first those of the same operator that make the same
+    tensor, or alone bear the same name, then those of which only the tensor or the name is the same.
+    """
+    keys = (lambda g: _by_tensor(g, True), lambda g: _by_name(g, True), _by_tensor, _by_name)
     found: dict[int, int] = {}
-    for i, node in enumerate(other.nodes):
-        same = next((graph.producer[n] for n in node.output if n in graph.producer), None)
-        if same is not None:
-            found[i] = same
-    taken = set(found.values())
-    mine, theirs = _by_name(graph), _by_name(other)
-    for name, i in theirs.items():
-        if i not in found and mine.get(name, -1) not in {-1, *taken}:
-            found[i] = mine[name]
+    for key in keys:
+        mine, theirs, taken = key(graph), key(other), set(found.values())
+        pairs = ((i, mine[k]) for k, i in theirs.items() if k in mine)
+        found |= {i: same for i, same in pairs if i not in found and same not in taken}
     return found
 
 
-def _by_name(graph: Graph) -> Mapping[str, int]:
+Key = tuple[str, str]
+
+
+def _by_tensor(graph: Graph, typed: bool = False) -> Mapping[Key, int]:
+    return {(name, graph.nodes[i].op_type if typed else ""): i for name, i in graph.producer.items()}
+
+
+def _by_name(graph: Graph, typed: bool = False) -> Mapping[Key, int]:
     """Nodes whose name is theirs alone."""
     often = Counter(n.name for n in graph.nodes)
-    return {n.name: i for i, n in enumerate(graph.nodes) if n.name and often[n.name] == 1}
+    named = ((n, i) for i, n in enumerate(graph.nodes) if n.name and often[n.name] == 1)
+    return {(n.name, n.op_type if typed else ""): i for n, i in named}
 
 
 def label(graph: Graph, nodes: Iterable[int], kernel: str) -> str:

@@ -118,7 +118,7 @@ class Profile:
     nodes: tuple[tuple[NodeRow, ...], ...]
     total_ms: tuple[float, ...]
     runs: int
-    sessions: int = SESSIONS
+    sessions: int
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -162,7 +162,7 @@ def profile(
     rows = tuple(tuple(node_rows((plain[0], kernels[0]), (plain[k], kernels[k]))) for k in range(1, len(plain)))
     totals = tuple(sum(k.median_ms for k in found) for found in kernels)
     runs = sum(len(next(iter(t[0].values()), ())) for t in taken)
-    return Profile(tuple(operator_rows(kernels)), rows, totals, runs)
+    return Profile(tuple(operator_rows(kernels)), rows, totals, runs, SESSIONS)
 
 
 def _session(
@@ -177,7 +177,8 @@ def _session(
 ) -> list[dict[str, Times]]:
     """Per model the times of its kernels in one set of sessions; the first one saves the graphs that it made."""
     order = [int(k) for k in rng.permutation(len(programs))]
-    jobs = {k: open_session(programs[k], settings, folder, folder / f"{k}.onnx" if first else None) for k in order}
+    made = {k: folder / f"{k}.onnx" if first else None for k in order}
+    jobs = {k: open_session(programs[k], settings, folder / f"{k}.profile", made[k]) for k in order}
     end, done = time.perf_counter() + seconds, 0
     while done < 1 + MIN_RUNS or (done < 1 + most and time.perf_counter() < end):
         for k in rng.permutation(len(programs)):
@@ -248,7 +249,8 @@ def node_rows(before: tuple[Graph, Sequence[Kernel]], after: tuple[Graph, Sequen
             joined.add_edges_from(((side, k), ("node", i)) for i in keys)
     rows = []
     for group in nx.connected_components(joined):
-        mine, theirs = ([ks[k] for s, k in sorted(group, key=str) if s == side] for side, ks in ((0, old), (1, new)))
+        found = sorted(n for n in group if n[0] != "node")
+        mine, theirs = ([ks[k] for s, k in found if s == side] for side, ks in ((0, old), (1, new)))
         rows.append(_row(first, mine, second, theirs))
     return sorted(rows, key=lambda r: -r.saved_ms)
 
