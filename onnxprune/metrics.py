@@ -28,12 +28,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Labels
+from onnxprune.data import LABEL_NAMES, Labels
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.sessions import Runnable
 from onnxprune.validate.numerics import Comparison, Original, Outputs, Run, Watcher, class_scores, decibels, runner
 
-LABEL_NAMES = ("labels", "label", "y", "targets")  # what built-in metrics take for labels
 PROBABILITY_SUM = 1e-3  # rows that sum to 1 within this, and hold nothing negative, are probabilities already
 SMALLEST = 1e-12  # probabilities below are taken for this
 Function = Callable[..., float]  # (run, data) -> value, see above

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.calibration import Calibration, Consumer, Gram, units_along
-from onnxprune.criteria.magnitude import l2
+from onnxprune.criteria import score
 from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, sweep
 from onnxprune.dims import Dim, atoms
 from onnxprune.errors import InputError
@@ -133,7 +133,8 @@ def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
             readers = [_reader(calibration, c, grams) for c in calibration.consumers.get(d, [])]
             readers += [meeting(*seconds[m.index], m.units) for m in calibration.meetings.get(d, [])]
             found[d] = sweep(readers, d.size)
-    norms = l2(calibration.typed, [d for d in wanted if d not in found])
+    others = [i for i in calibration.typed.dims if i.dim in set(wanted) - set(found)]
+    norms, _ = score(calibration.typed, others, "l2")
     return {d: found[d] if d in found else by_score(norms[d]) for d in wanted}
 
 

@@ -224,7 +224,7 @@ def test_signature() -> None:
     """As the issue states it."""
     stated = {
         "ratio": None, "macs": None, "params": None, "lossless": False, "scope": "global", "criterion": "l2",
-        "round_to": 1, "include": (), "exclude": (), "data": None, "test_data": None, "samples": 512,
+        "normalise": None, "round_to": 1, "include": (), "exclude": (), "data": None, "test_data": None, "samples": 512,
         "metric": None, "seed": 0, "check": True, "passes": None,
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters

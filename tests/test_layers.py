@@ -25,7 +25,7 @@ LAYERS = (
     "cost constancy lossless linear stages regression",
     "calibration",
     "criteria",
-    "allocation sensitivity",
+    "allocation sensitivity ranking",
     "plan",
     "manager",
     "recovery validate metrics",
