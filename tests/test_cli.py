@@ -181,7 +181,7 @@ BAD_OPTIONS = [
     ("--ratio 0.5 --criterion wanda", "wanda' needs --data"),
     ("--ratio 0.5 --criterion nowhere:f", "nowhere"),
     ("--ratio 0.5 --criterion math:nothing", "nothing"),
-    ("--ratio 0.5 --criterion math:pi", "no function"),
+    ("--ratio 0.5 --criterion math:pi", "no function 'pi'"),
     ("--ratio 0.5 --normalise median", "median"),
     ("--ratio 0.5 --round-to 0", "round_to"),
     ("--ratio 0.5 --round-to 1.5", "--round-to"),

@@ -212,8 +212,9 @@ def test_a_function_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (lambda v: "many", "no numbers"),
         (lambda v: None, "says nothing: it returned nothing"),
         ("bn-scale", "says nothing: no BatchNormalization"),
-        (None, "unknown criterion None"),
-        ("luck", "unknown criterion 'luck': choose one of l1, l2, lamp"),
+        (None, "a criterion is a name, module:function or a function, got a NoneType"),
+        (lambda v: 1 / 0, r"criterion '<lambda>' on 'A:1' failed: ZeroDivisionError"),
+        ("luck", "unknown criterion 'luck': choose from obs, l1, l2, lamp"),
     ),
 )
 def test_what_is_no_score_is_refused(criterion: Any, message: str) -> None:

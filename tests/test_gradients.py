@@ -154,6 +154,7 @@ def test_fisher_with_labels_squares_each_samples_gradient() -> None:
         (np.ones((1, 4, 5), np.float32), "projection"),
         (np.array([[3.0, -1.0]], np.float32), "classes"),
         (np.array([[0.7, 0.3]], np.float32), "classes"),
+        (np.array([3.0, -1.0, 2.0], np.float32).reshape(1, 3, 1, 1), "classes"),
     ),
 )
 def test_which_outputs_are_class_scores(y: Array, kind: str) -> None:
@@ -161,7 +162,7 @@ def test_which_outputs_are_class_scores(y: Array, kind: str) -> None:
     if kind == "projection":
         np.testing.assert_allclose(np.abs(made), 1 / np.linalg.norm(y), rtol=1e-6)
     else:
-        assert made[0, y.argmax()] < 0 and made.shape == y.shape and made.dtype == y.dtype
+        assert made.reshape(-1)[y.argmax()] < 0 and made.shape == y.shape and made.dtype == y.dtype
 
 
 CONVOLUTIONS = """(float[N,2,8,8] x) => (float[N,3,P,Q] y) <float[8,2,1,1] A, float[6,8,3,3] C, float[3,6,1,1] B> {

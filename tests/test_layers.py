@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow progress",
+    "errors version dims flow functions progress",
     "storage",
     "graph writing evaluate contrib quantization",
     "sessions reading",

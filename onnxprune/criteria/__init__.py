@@ -4,9 +4,6 @@ for units that matter more, at least 0; it is named here, or given as a callable
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,6 +15,7 @@ from onnxprune.criteria.evidence import Evidence
 from onnxprune.criteria.view import Criterion, Member, UnitView
 from onnxprune.dims import Dim
 from onnxprune.errors import InputError, Silent
+from onnxprune.functions import called, imported
 from onnxprune.inference import DimInfo, TypedGraph
 
 Scores = dict[Dim, NDArray[np.float64]]
@@ -46,23 +44,11 @@ def resolve(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if isinstance(criterion, str) and criterion in CRITERIA:
+    if criterion in CRITERIA:
         return CRITERIA[criterion]
-    module, colon, name = criterion.partition(":") if isinstance(criterion, str) else ("", "", "")
-    if not (module and colon and name):
-        known = ", ".join([*CRITERIA, OBS])
-        raise InputError(f"unknown criterion {criterion!r}: choose one of {known}, or give module:function")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot load the criterion {criterion!r}: {error}") from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(found):
-        raise InputError(f"the criterion {criterion!r} is no function: it is a {type(found).__name__}")
-    made: Criterion = found
-    return made
+    if not isinstance(criterion, str):
+        raise InputError(f"a criterion is a name, module:function or a function, got a {type(criterion).__name__}")
+    return imported(criterion, "criterion", (OBS, *CRITERIA))
 
 
 def label(criterion: str | Criterion) -> str:
@@ -81,13 +67,15 @@ def score(
     where it needs data, where it says nothing at all, or where a given function returns no scores.
     """
     chosen, name = resolve(criterion), label(criterion)
-    infos = list(infos)
+    infos, builtin = list(infos), chosen in CRITERIA.values()
     evidence = Evidence(typed, [i.dim for i in infos], calibration, seed, f"criterion {name!r}")
     scores: Scores = {}
     silent: dict[Dim, str] = {}
     for info in infos:
         try:
-            scores[info.dim] = _checked(chosen(UnitView(info, evidence)), info, name)
+            view = UnitView(info, evidence)
+            made = chosen(view) if builtin else called(f"criterion {name!r} on {info.name!r}", chosen, view)
+            scores[info.dim] = _checked(made, info, name)
         except Silent as reason:
             silent[info.dim] = f"criterion {name!r} says nothing: {reason}"
     if silent and not scores:

@@ -13,8 +13,8 @@ The loss, of outputs y of one sample:
                        divergence from the model's own probabilities (that loss itself has no gradient)
     anything else      a random projection of y / rms(y): its squared gradient is on average that of the squared error
 
-Class scores are (N, C) with C > 1; where an output has rows that are probabilities these are taken as such, else as
-logits. Left out: recurrent layers read their hidden state inside of themselves, where no gate is.
+Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are such, else logits. Left out: recurrent
+layers read their hidden state inside of themselves, where no gate is.
 """
 
 from __future__ import annotations
@@ -159,13 +159,13 @@ def loss_gradient(
     outputs: Mapping[str, Array], label: Array | None, curvature: bool, rng: np.random.Generator
 ) -> dict[str, Array]:
     """What is differentiated, as its gradient with respect to the outputs that it is a function of."""
-    classes = [n for n, y in outputs.items() if y.ndim == 2 and y.shape[1] > 1 and not _independent(y)]
-    if classes:
-        name = classes[0]
-        y = outputs[name].astype(np.float64)
+    classes = [n for n, y in outputs.items() if y.ndim in (2, 4) and y.shape[1] > 1 and set(y.shape[2:]) <= {1}]
+    name = next((n for n in classes if not _independent(outputs[n].reshape(outputs[n].shape[:2]))), None)
+    if name is not None:
+        y = outputs[name].reshape(outputs[name].shape[:2]).astype(np.float64)
         fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
         made = _of_classes(y, label if fits else None, curvature, rng)
-        return {name: made.astype(outputs[name].dtype)}
+        return {name: made.reshape(outputs[name].shape).astype(outputs[name].dtype)}
     return {
         n: (rng.choice((-1.0, 1.0), y.shape) / (np.sqrt(np.square(y, dtype=np.float64).sum()) + 1e-12)).astype(y.dtype)
         for n, y in outputs.items()
