@@ -159,13 +159,11 @@ def loss_gradient(
     outputs: Mapping[str, Array], label: Array | None, curvature: bool, rng: np.random.Generator
 ) -> dict[str, Array]:
     """What is differentiated, as its gradient with respect to the outputs that it is a function of."""
-    classes = [n for n, y in outputs.items() if y.ndim in (2, 4) and y.shape[1] > 1 and set(y.shape[2:]) <= {1}]
-    name = next((n for n in classes if not _independent(outputs[n].reshape(outputs[n].shape[:2]))), None)
-    if name is not None:
-        y = outputs[name].reshape(outputs[name].shape[:2]).astype(np.float64)
-        fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
-        made = _of_classes(y, label if fits else None, curvature, rng)
-        return {name: made.reshape(outputs[name].shape).astype(outputs[name].dtype)}
+    for name, output in outputs.items():
+        if (y := _class_scores(output)) is not None:
+            fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
+            made = _of_classes(y, label if fits else None, curvature, rng)
+            return {name: made.reshape(output.shape).astype(output.dtype)}
     return {
         n: (rng.choice((-1.0, 1.0), y.shape) / (np.sqrt(np.square(y, dtype=np.float64).sum()) + 1e-12)).astype(y.dtype)
         for n, y in outputs.items()
@@ -193,9 +191,14 @@ def _sums_to_one(y: Array) -> bool:
     return bool((y >= 0).all() and np.allclose(y.sum(1), 1, atol=1e-3))
 
 
-def _independent(y: Array) -> bool:
-    """Whether rows look like independent probabilities, of several labels."""
-    return bool((y >= 0).all() and (y <= 1).all()) and not _sums_to_one(y)
+def _class_scores(output: Array) -> Array | None:
+    """An output as scores (N, C) if it looks like them; probabilities of several labels at once do not."""
+    shape = list(output.shape)
+    if len(shape) not in (2, 4) or shape[1] < 2 or any(n != 1 for n in shape[2:]):
+        return None
+    y = output.reshape(shape[:2]).astype(np.float64)
+    several = (y >= 0).all() and (y <= 1).all() and not _sums_to_one(y)
+    return None if several else y
 
 
 def _gated(
