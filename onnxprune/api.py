@@ -7,13 +7,14 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
 from onnx import ModelProto
 
 from onnxprune import cost
+from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
@@ -23,7 +24,7 @@ from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
-from onnxprune.plan import OBS, Budget, Plan, bind
+from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
 from onnxprune.proof import Original, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
@@ -66,7 +67,8 @@ def prune(
     max_drop: float | None = None,
     lossless: bool = False,
     scope: str = "global",
-    criterion: str = "",
+    criterion: str | Criterion = "",
+    normalise: str | None = None,
     round_to: int = 1,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
@@ -92,9 +94,12 @@ def prune(
         max_drop: lose at most this fraction of the metric on the data; the MACs are made as few as that allows.
         lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, bytes, max_drop, lossless must
             be given.
-        scope: "local": cut every dim alike; "global": weigh the units of all dims against each other.
+        scope: "local": cut every dim alike; "global": weigh the units of all dims against each other; "isomorphic":
+            those of dims of one size and structure.
         criterion: "obs" (default with data): what removal costs once the readers are refitted; "l2" (default without)
-            or "l1": norm of the weights that carry a unit.
+            or any other of `onnxprune.criteria.CRITERIA`; "module:function"; or a function from a
+            `onnxprune.criteria.UnitView` to scores (size,), larger for units that matter more.
+        normalise: what scores are divided by before dims are compared: the dim's "mean", "max", "sum", or "none".
         steps: number of cuts, each recovered from, on the way to the budget.
         recover: with data, refit the remaining weights to what the original computes.
         curves: what `measure_sensitivity` measured on this model.
@@ -118,7 +123,8 @@ def prune(
     """
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
-        criterion=criterion, round_to=round_to, include=_patterns(include), exclude=_patterns(exclude), steps=steps,
+        criterion=criterion, normalise=normalise, round_to=round_to, include=_patterns(include),
+        exclude=_patterns(exclude), steps=steps,
     )  # fmt: skip
     return run(
         load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
@@ -386,7 +392,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     )
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
-    report.options = asdict(state.budget) if state.budget else {}
+    report.options = state.budget.options() if state.budget else {}
     if not report.cuts:
         report.notes.append("nothing was removed")
     return report

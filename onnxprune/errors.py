@@ -29,3 +29,9 @@ class Barrier(OnnxPruneError):
     def __init__(self, code: str, detail: str = "") -> None:
         super().__init__(detail or code)
         self.code, self.detail = code, detail
+
+
+class Silent(OnnxPruneError):
+    """Raised by a criterion that has nothing to say about a dim, which then stays whole; the message is the reason.
+    Never leaves the package.
+    """

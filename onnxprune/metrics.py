@@ -14,13 +14,8 @@ feeds and labels (the arrays beside the inputs, by name). Larger is better, unle
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -28,12 +23,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.data import Labels
-from onnxprune.errors import InputError, OnnxPruneError
+from onnxprune.data import LABEL_NAMES, Labels
+from onnxprune.errors import InputError
+from onnxprune.functions import called, imported
 from onnxprune.sessions import Runnable
 from onnxprune.validate.numerics import Comparison, Original, Outputs, Run, Watcher, class_scores, decibels, runner
 
-LABEL_NAMES = ("labels", "label", "y", "targets")  # what built-in metrics take for labels
 PROBABILITY_SUM = 1e-3  # rows that sum to 1 within this, and hold nothing negative, are probabilities already
 SMALLEST = 1e-12  # probabilities below are taken for this
 Function = Callable[..., float]  # (run, data) -> value, see above
@@ -237,7 +232,7 @@ def find_metric(given: MetricLike) -> Metric:
     if isinstance(given, str):
         if given in METRICS:
             return METRICS[given]
-        return _of_function(_imported(given), given)
+        return _of_function(imported(given, "metric", METRICS), given)
     if not callable(given):
         raise InputError(f"a metric is a name, module:function or a function, got a {type(given).__name__}")
     return _of_function(given, getattr(given, "__name__", type(given).__name__))
@@ -247,53 +242,12 @@ def _of_function(function: Function, name: str) -> Metric:
     return Metric(name, bool(getattr(function, "higher_is_better", True)), function=function)
 
 
-def _imported(text: str) -> Function:
-    module, colon, name = text.partition(":")
-    if not (module and colon and name):
-        raise InputError(f"unknown metric {text!r}: choose from {', '.join(METRICS)}, or give module:function")
-    try:
-        with _current_folder_first():
-            importlib.invalidate_caches()
-            found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise InputError(f"cannot import the metric {text!r}: {_told(error)}") from error
-    function = getattr(found, name, None)
-    if not callable(function):
-        raise InputError(
-            f"cannot use the metric {text!r}: {getattr(found, '__file__', module)} has no function {name!r}"
-        )
-    made: Function = function
-    return made
-
-
 def _call(metric: Metric, run: Run, data: object) -> float:
     """What a user's function says; InputError naming it where it fails or gives no number."""
     if metric.function is None:
         raise InputError(f"the metric {metric.name!r} has neither a tally nor a function")
-    try:
-        with _current_folder_first():
-            found: Any = metric.function(run, data)
-    except OnnxPruneError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise InputError(f"the metric {metric.name!r} failed: {_told(error)}") from error
+    found = called(f"metric {metric.name!r}", metric.function, run, data)
     try:
         return float(found)
     except (TypeError, ValueError) as error:
         raise InputError(f"the metric {metric.name!r} gave a {type(found).__name__}, it must give a number") from error
-
-
-def _told(error: BaseException) -> str:
-    """An error and the line that raised it."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
-
-
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    here = os.getcwd()
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)

@@ -23,7 +23,9 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.criteria import CRITERIA, OBS
 from onnxprune.gates import Gates
+from onnxprune.ranking import SCALES, SCOPES
 from onnxprune.sessions import LEVELS, Settings
 from onnxprune.validate.latency import ONE_THREAD
 
@@ -58,11 +60,25 @@ class ChoiceOptions:
 
     scope: Annotated[
         str | None,
-        typer.Option(metavar="global|local", help="Rank units of all dims together, or cut every dim alike."),
+        typer.Option(
+            metavar="|".join(SCOPES),
+            help="Weigh units of all dims against each other, cut every dim alike, or weigh those of like dims.",
+        ),
     ] = None
     criterion: Annotated[
         str | None,
-        typer.Option(metavar="obs|l1|l2", help="How units are ranked (default: obs with data, l2 without)."),
+        typer.Option(
+            metavar="NAME|MODULE:FUNCTION",
+            help=f"How units are ranked (default: obs with data, l2 without): {', '.join([OBS, *CRITERIA])}; or a"
+            " function of yours.",
+        ),
+    ] = None
+    normalise: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(SCALES),
+            help="What scores are divided by before dims are compared (default: mean; none where they are comparable).",
+        ),
     ] = None
     round_to: Annotated[
         int | None, typer.Option(metavar="N", help="Keep a multiple of N units; 8 or 16 suits most CPUs.")

@@ -1,9 +1,8 @@
 """Deciding what to remove: budgets and scores in, a Plan out. A Plan is data: it prints, saves, and is the only bridge
 to surgery.
 
-ratio, local    floor(r * n) of the n units of every dim
-ratio, global   floor(r * N) of all units, the least important by score over the dim's mean score
-macs, params,   the smallest removal, in the order above, whose cost polynomial is at most that fraction of the whole
+ratio           floor(r * N) of the N units of each pool (`ranking`), the least important by their scores (`criteria`)
+macs, params,   the smallest removal, in that order, whose cost polynomial is at most that fraction of the whole
 bytes
 lossless        what `lossless` proves to be without effect
 
@@ -16,25 +15,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 
-from onnxprune import cost, sensitivity
+from onnxprune import cost, ranking, sensitivity
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.calibration import Calibration
-from onnxprune.criteria import CRITERIA, Scores
+from onnxprune.criteria import OBS, Criterion, Scores, label, resolve, score
 from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.lossless import removable
 
-SCOPES = ("global", "local")
 COSTS = ("ratio", "macs", "params", "bytes")
-OBS = "obs"
 VERSION = 1
 SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
@@ -53,7 +50,8 @@ class Budget:
     bytes: float | None = None
     lossless: bool = False
     scope: str = "global"
-    criterion: str = ""
+    criterion: str | Criterion = ""
+    normalise: str | None = None
     round_to: int = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -70,14 +68,25 @@ class Budget:
             value = getattr(self, name)
             if name != "lossless" and not (isinstance(value, (int, float)) and 0 < value < 1):
                 raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
-        if self.scope not in SCOPES:
-            raise InputError(f"unknown scope {self.scope!r}: choose {' or '.join(SCOPES)}")
-        if not isinstance(self.criterion, str) or self.criterion not in ("", OBS, *CRITERIA):
-            raise InputError(f"unknown criterion {self.criterion!r}: choose one of {', '.join([*CRITERIA, OBS])}")
+        if self.scope not in ranking.SCOPES:
+            raise InputError(f"unknown scope {self.scope!r}: choose {', '.join(ranking.SCOPES)}")
+        if self.criterion not in ("", OBS):
+            resolve(self.criterion)
+        if self.normalise is not None and self.normalise not in ranking.SCALES:
+            raise InputError(f"unknown normalise {self.normalise!r}: choose {', '.join(ranking.SCALES)}")
         if not isinstance(self.round_to, int) or self.round_to < 1:
             raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, got {self.steps}")
+
+    @property
+    def scale(self) -> str:
+        """What scores are divided by, per dim: `normalise`, or what suits the criterion."""
+        return self.normalise or ("none" if self.criterion in ranking.COMPARABLE else "mean")
+
+    def options(self) -> dict[str, object]:
+        """All fields as plain data, for reports."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"criterion": label(self.criterion)}
 
     def at_step(self, first: TypedGraph, now: TypedGraph, done: int) -> Budget:
         """The budget of the next cut after `done` ones: costs fall by equal factors, measured on the `first` graph."""
@@ -176,10 +185,11 @@ def make_plan(
     model: str = "",
     calibration: Calibration | None = None,
     curves: Mapping[str, Curve] | None = None,
+    seed: int = 0,
 ) -> Plan:
-    """Choose the units to remove. `curves` are error curves by dim name that were measured before. Raises InputError
-    for a pattern without match, a budget that cannot be reached, or a criterion that needs calibration data where there
-    is none.
+    """Choose the units to remove. `curves` are error curves by dim name that were measured before; `seed` is that of
+    random scores. Raises InputError for a pattern without match, a budget that cannot be reached, or a criterion that
+    needs calibration data where there is none.
     """
     infos = _infos(typed, budget)
     refused: list[tuple[str, str]] = []
@@ -187,11 +197,12 @@ def make_plan(
     if budget.lossless:
         keep = {d: ~gone for d, gone in removable(typed, infos, budget.round_to).items()}
     else:
-        keep = (
-            _by_curve(typed, budget, infos, calibration, curves)
-            if criterion == OBS
-            else _by_score(typed, budget, infos)
-        )
+        if criterion == OBS:
+            keep = _by_curve(typed, budget, infos, calibration, curves)
+        else:
+            scores, silent = score(typed, infos.values(), criterion, calibration, seed)
+            refused += [(infos[d].name, reason) for d, reason in silent.items()]
+            keep = _by_score(typed, budget, [i for d, i in infos.items() if d in scores], scores)
         for d, mask in keep.items():
             if mask.all():
                 refused.append(
@@ -226,18 +237,18 @@ def matches(info: DimInfo, pattern: str) -> bool:
     return any(fnmatchcase(n, pattern) for n in names)
 
 
-def _by_score(typed: TypedGraph, budget: Budget, infos: dict[Dim, DimInfo]) -> dict[Dim, Mask]:
-    scores = CRITERIA[budget.criterion or "l2"](typed, infos)
-    ranked = {d: np.argsort(np.argsort(scores[d], kind="stable"), kind="stable") for d in infos}
-    counts = _counter(scores, list(infos), budget)
+def _by_score(typed: TypedGraph, budget: Budget, infos: Sequence[DimInfo], scores: Scores) -> dict[Dim, Mask]:
+    relative = ranking.scaled({i.dim: scores[i.dim] for i in infos}, budget.scale)
+    ranked = {d: np.argsort(np.argsort(s, kind="stable"), kind="stable") for d, s in relative.items()}
+    counts = ranking.counter(relative, ranking.pools(infos, budget.scope), budget.round_to)
 
     def masks(amount: float) -> dict[Dim, Mask]:
         return {d: ranked[d] >= gone for d, gone in counts(amount).items()}
 
     if budget.ratio is not None:
         return masks(budget.ratio)
-    poly, wanted, name = _cost(typed, budget, infos)
-    gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), scores, budget.round_to)
+    poly, wanted, name = _cost(typed, budget, relative)
+    gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), relative, budget.round_to)
     return {d: ranked[d] >= n for d, n in gone.items()}
 
 
@@ -269,7 +280,8 @@ def _by_curve(
         options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
         poly, wanted, name = _cost(typed, budget, infos)
         gone = Allocation(poly, options).solve(wanted, name)
-    return order_masks({d: c.order for d, c in found.items()}, gone)
+    keep = order_masks({d: c.order for d, c in found.items()}, gone)
+    return keep if calibration is None else sensitivity.exchange(calibration, keep)
 
 
 def _curves(budget: Budget, infos: Mapping[Dim, DimInfo], calibration: Calibration | None) -> dict[Dim, Curve]:
@@ -293,7 +305,7 @@ def _known(curves: Mapping[str, Curve], infos: Mapping[Dim, DimInfo]) -> dict[Di
 def _uniform(typed: TypedGraph, budget: Budget, dims: list[Dim]) -> dict[Dim, int]:
     """The same share of every dim."""
     nothing: Scores = {d: np.zeros(d.size) for d in dims}
-    counts = _counter(nothing, dims, budget)
+    counts = ranking.counter(nothing, [[d] for d in dims], budget.round_to)
     if budget.ratio is not None:
         return counts(budget.ratio)
     poly, wanted, name = _cost(typed, budget, dims)
@@ -311,45 +323,14 @@ def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores
 
     if poly.at({d: d.size - n for d, n in gone.items()}) >= SLACK * limit:
         return gone
-    relative = {d: np.sort(scores[d] / (scores[d].mean() or 1.0)) for d, n in gone.items() if n}
+    relative = {d: np.sort(scores[d]) for d, n in gone.items() if n}
     for d in sorted(relative, key=lambda d: -relative[d][gone[d] - 1]):
         low, high = 0, gone[d]  # the fewest that must go
         while low < high:
             mid = (low + high) // 2
-            low, high = (low, mid) if fits({**gone, d: _rounded(d.size, mid, step)}) else (mid + 1, high)
-        gone = {**gone, d: _rounded(d.size, high, step)}
+            low, high = (low, mid) if fits({**gone, d: ranking.rounded(d.size, mid, step)}) else (mid + 1, high)
+        gone = {**gone, d: ranking.rounded(d.size, high, step)}
     return gone
-
-
-def _counter(scores: Scores, dims: list[Dim], budget: Budget) -> Callable[[float], dict[Dim, int]]:
-    """A function from an amount in [0, 1] to the number of units that leave each dim."""
-    if budget.scope == "local":
-        return lambda amount: {d: _rounded(d.size, math.floor(amount * d.size + 1e-9), budget.round_to) for d in dims}
-    relative = {d: np.sort(scores[d] / (scores[d].mean() or 1.0)) for d in dims}
-    pool = np.sort(np.concatenate([*relative.values(), np.empty(0)]))
-
-    def ranked(amount: float) -> dict[Dim, int]:
-        total = math.floor(amount * pool.size + 1e-9)
-        if not total:
-            return dict.fromkeys(dims, 0)
-        limit, left = pool[total - 1], total
-        gone = {d: int(np.searchsorted(relative[d], limit, "left")) for d in dims}
-        left -= sum(gone.values())
-        for d in dims:  # units that tie at the limit go in order of appearance
-            ties = min(left, int(np.searchsorted(relative[d], limit, "right")) - gone[d])
-            gone[d] += ties
-            left -= ties
-        return {d: _rounded(d.size, g, budget.round_to) for d, g in gone.items()}
-
-    return ranked
-
-
-def _rounded(size: int, gone: int, step: int) -> int:
-    """How many units may go so that the rest is a multiple of `step`, and at least `step` (or all, where the dim is
-    smaller).
-    """
-    kept = max(1, size - gone)
-    return size - min(size, math.ceil(kept / step) * step)
 
 
 def _solve(poly: cost.Polynomial, wanted: float, name: str, counts: Callable[[float], dict[Dim, int]]) -> float:

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from onnxprune.calibration import Calibration, Consumer, Gram, units_along
-from onnxprune.criteria.magnitude import l2
-from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, sweep
-from onnxprune.dims import Dim, atoms
+from onnxprune.criteria import score
+from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, swap, sweep
+from onnxprune.dims import Dim, Mask, atoms
 from onnxprune.errors import InputError
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import DimInfo
@@ -130,11 +130,30 @@ def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
         seconds = calibration.seconds([m for d in group for m in calibration.meetings.get(d, [])])
         for d in group:
-            readers = [_reader(calibration, c, grams) for c in calibration.consumers.get(d, [])]
-            readers += [meeting(*seconds[m.index], m.units) for m in calibration.meetings.get(d, [])]
-            found[d] = sweep(readers, d.size)
-    norms = l2(calibration.typed, [d for d in wanted if d not in found])
+            found[d] = sweep(_readers(calibration, d, grams, seconds), d.size)
+    others = [i for i in calibration.typed.dims if i.dim in set(wanted) - set(found)]
+    norms, _ = score(calibration.typed, others, "l2")
     return {d: found[d] if d in found else by_score(norms[d]) for d in wanted}
+
+
+def exchange(calibration: Calibration, masks: Mapping[Dim, Mask]) -> dict[Dim, Mask]:
+    """The keep-masks with units exchanged where that lowers the error of the dim's readers; as many stay."""
+    made = dict(masks)
+    cut = [d for d, m in masks.items() if not m.all() and m.sum() > 1 and d in calibration.consumers]
+    for group in calibration.grouped(cut):
+        grams = calibration.grams([c.linear for d in group for c in calibration.consumers[d]])
+        seconds = calibration.seconds([m for d in group for m in calibration.meetings.get(d, [])])
+        for d in group:
+            made[d] = ~swap(_readers(calibration, d, grams, seconds), ~masks[d])
+    return made
+
+
+def _readers(
+    calibration: Calibration, d: Dim, grams: Mapping[int, Gram], seconds: Mapping[int, tuple[Array, Array]]
+) -> list[Reader]:
+    """What sums over the units of a dim."""
+    readers = [_reader(calibration, c, grams) for c in calibration.consumers.get(d, [])]
+    return readers + [meeting(*seconds[m.index], m.units) for m in calibration.meetings.get(d, [])]
 
 
 def _reader(calibration: Calibration, c: Consumer, grams: Mapping[int, Gram]) -> Reader:

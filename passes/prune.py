@@ -40,6 +40,7 @@ class Prune:
     lossless: bool = False
     scope: str = "global"
     criterion: str = ""
+    normalise: str | None = None
     round_to: int = 1
     name: ClassVar[str] = "prune"
     keeps_facts: ClassVar[bool] = False
@@ -61,7 +62,7 @@ class Prune:
             first = state.cuts[0].typed if state.cuts else state.typed
             own = own.at_step(first, state.typed, len(state.cuts))
         curves = None if state.cuts else state.curves  # of the first graph
-        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves)
+        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed)
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

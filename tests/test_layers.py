@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow progress",
+    "errors version dims flow functions progress",
     "storage",
     "graph writing evaluate contrib kinds quantization",
     "sessions reading",
@@ -25,7 +25,7 @@ LAYERS = (
     "cost constancy lossless linear stages regression",
     "calibration",
     "criteria",
-    "allocation sensitivity",
+    "allocation sensitivity ranking",
     "plan",
     "manager",
     "recovery",

@@ -15,7 +15,7 @@ from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
 from onnxprune.api import prune, run
-from onnxprune.criteria import l2
+from onnxprune.criteria import score
 from onnxprune.graph import Graph, outline
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
@@ -163,9 +163,9 @@ def test_weights_are_scored_by_what_they_stand_for() -> None:
     for name, array in (("A", stored), ("s", scale), ("z", zero), ("B", np.zeros((8, 3), np.float32))):
         held[name].CopyFrom(numpy_helper.from_array(array, name))
     typed = typed_model(model)
-    (dim,) = (d.dim for d in typed.prunable)
+    (info,) = typed.prunable
     weights = (stored.astype(np.float32) - zero) * scale
-    np.testing.assert_allclose(l2(typed, [dim])[dim], np.linalg.norm(weights, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(score(typed, [info], "l2")[0][info.dim], np.linalg.norm(weights, axis=0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -175,7 +175,7 @@ def test_scores_are_near_those_of_the_float_model(way: str, quantised: Callable[
     for model in (str(MODELS / "mnist_cnn.onnx"), quantised("mnist_cnn", way)):
         typed = prepared(model)
         dims = sorted((d for d in typed.prunable if d.dim.size == 128), key=lambda d: d.name)
-        scores = l2(typed, [d.dim for d in dims])
+        scores, _ = score(typed, dims, "l2")
         kept.append([set(np.argsort(scores[d.dim])[64:].tolist()) for d in dims])
     for a, b in zip(*kept, strict=True):
         assert len(a & b) > 56

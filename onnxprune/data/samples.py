@@ -31,6 +31,7 @@ BATCH = 32
 BATCH_BYTES = 2**26  # of one feed, where the batch is free
 Labels = dict[str, NDArray[Any]]  # arrays beside the inputs, by name, one entry per sample
 Rows = NDArray[np.int64]
+LABEL_NAMES = ("labels", "label", "y", "targets")  # what is taken for class numbers where nobody says more
 
 
 class Samples:

@@ -1,0 +1,266 @@
+"""Gradients of a loss with respect to gates: how the output reacts to a unit, to first order.
+
+A gate of ones is multiplied into every activation where units are combined (one factor per index of the axis), the
+graph is differentiated with respect to the gates by the package onnx-ad, and ONNX Runtime runs the result: for each
+sample and unit the sum of gradient times activation (Molchanov et al. 2019, "Importance estimation for neural network
+pruning"; Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning"). The graph itself is not
+touched. On the first samples every gate is compared with a finite difference, so a wrong derivative is not believed.
+
+The loss, of outputs y of one sample:
+
+    class scores       cross entropy with the label, or with the model's own first choice where there are no labels;
+                       `curvature` without labels: noise whose squared gradient is, on average, the curvature of the
+                       divergence from the model's own probabilities (that loss itself has no gradient)
+    anything else      a random projection of y / rms(y): its squared gradient is on average that of the squared error
+
+Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are such, else logits. Left out: recurrent
+layers read their hidden state inside of themselves, where no gate is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, helper
+
+from onnxprune.criteria.padding import with_plain_padding
+from onnxprune.errors import InputError
+from onnxprune.feeds import Shape
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.sessions import Feeds, session
+from onnxprune.trace import Trace, trace
+
+Array = NDArray[Any]
+SAMPLES = 256  # more say little more
+KEPT_PROGRAMS = 8  # for data of several shapes
+CHECKED = 2  # samples
+STEP = 1e-3  # of the finite differences
+DISAGREEMENT = 0.3  # of the gradient: kinks of the network; a wrong derivative is far off
+ROUNDING = 4e-6  # of the outputs: what a float32 network may differ by from run to run
+SMALL = 1e-3  # of the largest gradient: gates that are not compared
+PREFIX = "onnxprune.adjoint."
+OTHERS = "choose a criterion without gradients, such as wanda or flap"
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """With respect to the gate of each index of an activation's axis, by (tensor, axis): (samples, size); `feeds`
+    (samples,) numbers the feed that each sample came in.
+    """
+
+    values: Mapping[Place, Array]
+    feeds: NDArray[np.int64]
+
+
+def gate_gradients(
+    graph: Graph,
+    gates: Sequence[tuple[int, int, int]],
+    feeds: Iterable[tuple[Feeds, Array | None]],
+    curvature: bool = False,
+    seed: int = 0,
+    who: str = "the criterion",
+) -> Gradients:
+    """Gradients for gates at (node, input, axis), on feeds and their class numbers (None: none are known). InputError
+    where onnx-ad is missing or cannot differentiate.
+    """
+    if graph.is_large:
+        raise InputError(f"{who} takes gradients, which models above 2 GB are too large for: {OTHERS}")
+    programs: dict[tuple[Shape, ...], _Adjoint] = {}
+    found: dict[Place, list[Array]] = {}
+    numbers: list[int] = []
+    rng = np.random.default_rng(seed)
+    for k, sample, label in _samples(graph, feeds):
+        shapes = tuple(a.shape for a in sample.values())
+        if shapes not in programs:
+            if len(programs) == KEPT_PROGRAMS:
+                programs.clear()
+            programs[shapes] = _Adjoint(graph, gates, {n: a.shape for n, a in sample.items()}, who)
+        for place, gradient in programs[shapes].run(sample, label, curvature, rng, len(numbers) < CHECKED).items():
+            found.setdefault(place, []).append(gradient)
+        numbers.append(k)
+        if len(numbers) == SAMPLES:
+            break
+    return Gradients({p: np.stack(g) for p, g in found.items()}, np.array(numbers, np.int64))
+
+
+def _samples(graph: Graph, feeds: Iterable[tuple[Feeds, Array | None]]) -> Iterator[tuple[int, Feeds, Array | None]]:
+    """Single samples where every input has a free first axis, else whole feeds."""
+    ranked = [v for v in graph.inputs if v.type.tensor_type.shape.dim]
+    free = bool(ranked) and not any(v.type.tensor_type.shape.dim[0].dim_value > 1 for v in ranked)
+    for k, (feed, labels) in enumerate(feeds):
+        lengths = {feed[v.name].shape[0] for v in ranked}
+        if not free or len(lengths) != 1:
+            yield k, feed, labels
+            continue
+        for i in range(lengths.pop()):
+            alone = {n: a[i : i + 1] if a.ndim else a for n, a in feed.items()}
+            yield k, alone, None if labels is None else labels[i : i + 1]
+
+
+class _Adjoint:
+    """The graph and its derivative at fixed input shapes."""
+
+    def __init__(
+        self, graph: Graph, gates: Sequence[tuple[int, int, int]], shapes: Mapping[str, Shape], who: str
+    ) -> None:
+        self.who = who
+        model, self.ones, self.places = _gated(graph, gates, shapes)
+        self.outputs = [o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATS]
+        made = _differentiate(model, list(self.ones), self.outputs, who)
+        self.session = session(made.SerializeToString())
+        self.plain = session(model.SerializeToString())
+
+    def run(
+        self, sample: Feeds, label: Array | None, curvature: bool, rng: np.random.Generator, check: bool
+    ) -> dict[Place, Array]:
+        given = sample | self.ones
+        outputs = dict(zip(self.outputs, self.plain.run(self.outputs, given), strict=True))
+        seeds = loss_gradient(outputs, label, curvature, rng)
+        given |= {PREFIX + n: seeds.get(n, np.zeros_like(y))[..., None] for n, y in outputs.items()}
+        wanted = [PREFIX + n for n in self.ones]
+        found = {n: g[..., 0] for n, g in zip(self.ones, self.session.run(wanted, given), strict=True)}
+        if check:
+            self._compare(found, sample, outputs, seeds)
+        return {self.places[n]: g.reshape(-1) for n, g in found.items()}
+
+    def _compare(
+        self, found: Mapping[str, Array], sample: Feeds, outputs: Mapping[str, Array], seeds: Mapping[str, Array]
+    ) -> None:
+        """Each gradient against the difference of the loss when its gate moves along it."""
+        rounding = ROUNDING * sum(float(np.linalg.norm(outputs[n] * s)) for n, s in seeds.items()) / STEP
+        largest = max((float(np.abs(g).max(initial=0)) for g in found.values()), default=0.0)
+        for name, g in found.items():
+            top = float(np.abs(g).max(initial=0))
+            if top <= SMALL * largest:
+                continue
+            along = g / top
+            ends = [self._loss(sample | self.ones | {name: self.ones[name] + s * along}, seeds) for s in (STEP, -STEP)]
+            want, got = float((g * along).sum(dtype=np.float64)), (ends[0] - ends[1]) / (2 * STEP)
+            if abs(want - got) > DISAGREEMENT * abs(want) + rounding:
+                raise InputError(
+                    f"{self.who} cannot be trusted for this model: at {self.places[name][0]!r} the gradient of onnx-ad"
+                    f" is {want:.3g}, the difference of the outputs {got:.3g}; {OTHERS}"
+                )
+
+    def _loss(self, given: Feeds, seeds: Mapping[str, Array]) -> float:
+        names = list(seeds)
+        outputs = self.plain.run(
+            names, {n: a.astype(self.ones[n].dtype) if n in self.ones else a for n, a in given.items()}
+        )
+        return sum(float((y.astype(np.float64) * seeds[n]).sum()) for n, y in zip(names, outputs, strict=True))
+
+
+def loss_gradient(
+    outputs: Mapping[str, Array], label: Array | None, curvature: bool, rng: np.random.Generator
+) -> dict[str, Array]:
+    """What is differentiated, as its gradient with respect to the outputs that it is a function of."""
+    for name, output in outputs.items():
+        if (y := _class_scores(output)) is not None:
+            fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
+            made = _of_classes(y, label if fits else None, curvature, rng)
+            return {name: made.reshape(output.shape).astype(output.dtype)}
+    return {
+        n: (rng.choice((-1.0, 1.0), y.shape) / (np.sqrt(np.square(y, dtype=np.float64).sum()) + 1e-12)).astype(y.dtype)
+        for n, y in outputs.items()
+    }
+
+
+def _of_classes(y: Array, label: Array | None, curvature: bool, rng: np.random.Generator) -> Array:
+    probabilities = _sums_to_one(y)
+    if probabilities:
+        p = np.maximum(y, 1e-6)
+    else:
+        p = np.exp(y - y.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+    if curvature and label is None:
+        noise = rng.choice((-1.0, 1.0), y.shape)
+        root = np.sqrt(p)
+        made = noise / root if probabilities else root * noise - p * (root * noise).sum(1, keepdims=True)
+        return np.asarray(made)
+    chosen = y.argmax(1) if label is None else label.reshape(-1)
+    hot = (np.arange(y.shape[1]) == chosen[:, None]).astype(np.float64)
+    return np.asarray(-hot / p if probabilities else p - hot)
+
+
+def _sums_to_one(y: Array) -> bool:
+    return bool((y >= 0).all() and np.allclose(y.sum(1), 1, atol=1e-3))
+
+
+def _class_scores(output: Array) -> Array | None:
+    """An output as scores (N, C) if it looks like them; probabilities of several labels at once do not."""
+    shape = list(output.shape)
+    if len(shape) not in (2, 4) or shape[1] < 2 or any(n != 1 for n in shape[2:]):
+        return None
+    y = output.reshape(shape[:2]).astype(np.float64)
+    several = (y >= 0).all() and (y <= 1).all() and not _sums_to_one(y)
+    return None if several else y
+
+
+def _gated(
+    graph: Graph, gates: Sequence[tuple[int, int, int]], shapes: Mapping[str, Shape]
+) -> tuple[ModelProto, Feeds, dict[str, Place]]:
+    """The model at fixed shapes with gates as further inputs, their values, and the place of each."""
+    facts = trace(graph, shapes)
+    inputs: Feeds = {}
+    places: dict[Place, str] = {}
+    gated: dict[str, str] = {}
+    nodes: list[NodeProto] = []
+    by_node: dict[int, list[tuple[int, int]]] = {}
+    for i, j, axis in gates:
+        by_node.setdefault(i, []).append((j, axis))
+    for i, node in enumerate(graph.nodes):
+        made = NodeProto()
+        made.CopyFrom(node)
+        for j, axis in by_node.get(i, []):
+            tensor = node.input[j]
+            name = places.setdefault((tensor, axis), f"onnxprune.gate.{len(places)}")
+            shape = facts.shapes[tensor]
+            inputs[name] = np.ones(
+                [n if k == axis else 1 for k, n in enumerate(shape)][axis:],
+                helper.tensor_dtype_to_np_dtype(facts.dtypes[tensor]),
+            )
+            nodes.append(helper.make_node("Mul", [made.input[j], name], [f"{name}.{i}.{j}"]))
+            made.input[j] = f"{name}.{i}.{j}"
+            gated[made.input[j]] = tensor
+        nodes.append(made)
+    model = with_plain_padding(graph.replace(nodes), facts).to_proto()
+    for name, array in inputs.items():
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+    _state_shapes(model, facts, gated)
+    return model, inputs, {n: p for p, n in places.items()}
+
+
+def _state_shapes(model: ModelProto, facts: Trace, gated: Mapping[str, str]) -> None:
+    """Declare the concrete shapes of inputs, outputs and activations; those in `gated` are like others."""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name in facts.shapes and value.type.HasField("tensor_type"):
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, facts.shapes[value.name]))
+    known = {v.name for v in (*model.graph.input, *model.graph.output)}
+    for name in (n for node in model.graph.node for n in node.output):
+        like = gated.get(name, name)
+        if name not in known and facts.dtypes.get(like) and like in facts.shapes:
+            model.graph.value_info.append(helper.make_tensor_value_info(name, facts.dtypes[like], facts.shapes[like]))
+
+
+def _differentiate(model: ModelProto, gates: list[str], outputs: list[str], who: str) -> ModelProto:
+    try:
+        from onnx_ad import UnsupportedOperator, reverse
+    except ImportError as error:
+        raise InputError(
+            f"{who} takes gradients with the package onnx-ad: pip install 'onnxprune[gradients]', or {OTHERS}"
+        ) from error
+    try:
+        differentiated: Callable[..., ModelProto] = reverse
+        return differentiated(model, inputs=gates, outputs=outputs, prefix=PREFIX, dim="seeds", layout="onnx")
+    except UnsupportedOperator as error:
+        raise InputError(
+            f"{who} takes gradients, and onnx-ad cannot differentiate this model: {error}; {OTHERS}"
+        ) from error
