@@ -70,7 +70,7 @@ class Budget:
                 raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
         if self.scope not in ranking.SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {', '.join(ranking.SCOPES)}")
-        if self.criterion not in ("", OBS):
+        if not isinstance(self.criterion, str) or self.criterion not in ("", OBS):
             resolve(self.criterion)
         if self.normalise is not None and self.normalise not in ranking.SCALES:
             raise InputError(f"unknown normalise {self.normalise!r}: choose {', '.join(ranking.SCALES)}")

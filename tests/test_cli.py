@@ -404,7 +404,7 @@ def test_failed_surgery_check_saves_nothing(
     assert box(*PRUNE, "--ratio", "0.5") == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "surgery check" in err and "'y'" in err
-    assert box.state() == before
+    assert {n: h for n, h in box.state().items() if n != "report.json"} == before  # the report says what failed
 
 
 def crash(*_: object, **__: object) -> None:
@@ -475,7 +475,7 @@ def test_prune_report_check_bench(box: Box, capsys: pytest.CaptureFixture[str], 
     assert after["value"] < removed["value"]
     assert found["metrics"] == [before, {**after, "stage": "pruned"}]
     assert box("bench", model, "out.onnx", "--seconds", "0.1", "--json", "b.json") == 0
-    assert set(json.loads((box.root / "b.json").read_text())) >= REPORT_KEYS["latency_ms"]
+    assert set(json.loads((box.root / "b.json").read_text())) >= {"models", "rounds", "threads", "inputs"}
     assert "logits" in capsys.readouterr().out
 
 

@@ -54,7 +54,7 @@ def test_images_are_measured_as_arrays_are(folder: Path) -> None:
     images, arrays = report(*prune), report(*prune, "--data", "digits.npz")
     assert images["metrics"] == arrays["metrics"]
     assert [(m["stage"], m["name"], m["samples"]) for m in images["metrics"]] == [
-        ("original", "top1", 100), ("removed", "top1", 100),
+        ("original", "top1", 100), ("removed", "top1", 100), ("recovered", "top1", 100),
     ]  # fmt: skip
     assert images["numerics"]["logits"] == pytest.approx(arrays["numerics"]["logits"], rel=1e-4)
     check = ("check", CNN, "out.onnx", "--config", "onnxprune.toml", "--metric", "top5")

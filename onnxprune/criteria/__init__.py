@@ -44,10 +44,10 @@ def resolve(criterion: str | Criterion) -> Criterion:
     """
     if callable(criterion):
         return criterion
-    if criterion in CRITERIA:
-        return CRITERIA[criterion]
     if not isinstance(criterion, str):
         raise InputError(f"a criterion is a name, module:function or a function, got a {type(criterion).__name__}")
+    if criterion in CRITERIA:
+        return CRITERIA[criterion]
     return imported(criterion, "criterion", (OBS, *CRITERIA))
 
 
