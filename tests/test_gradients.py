@@ -122,6 +122,19 @@ def test_taylor_is_the_squared_mean_gradient_of_batches(
     np.testing.assert_allclose(found, want, rtol=2e-3)
 
 
+def test_graphs_of_old_opsets_are_differentiated() -> None:
+    """Softmax over the last axis has another form there."""
+    text = CLASSES.replace("y = MatMul", "z = MatMul").replace(" }", " y = Softmax <axis = 1> (z) }")
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    found = []
+    for opset in (8, 11, 21):
+        typed = typed_model(build(text, opset))
+        (info,) = typed.prunable
+        found.append(score(typed, [info], "taylor", calibrated(typed, x))[0][info.dim])
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-4)
+    np.testing.assert_allclose(found[1], found[2], rtol=1e-4)
+
+
 @pytest.mark.parametrize("probabilities", (False, True))
 def test_fisher_without_labels_is_the_curvature_of_the_divergence(probabilities: bool) -> None:
     """On average over the noise: J' (diag p - p p') J."""
