@@ -38,10 +38,13 @@ def pools(infos: Sequence[DimInfo], scope: str) -> list[list[Dim]]:
     """Dims that are ranked together."""
     found: dict[object, list[Dim]] = {}
     for info in infos:
-        structure = tuple(sorted((p.operator, p.axis) for p in info.places))
-        key = {"global": 0, "local": info.dim, "isomorphic": (info.kind, info.dim.size, structure)}[scope]
+        key = _structure(info) if scope == "isomorphic" else info.dim if scope == "local" else None
         found.setdefault(key, []).append(info.dim)
     return list(found.values())
+
+
+def _structure(info: DimInfo) -> object:
+    return info.kind, info.dim.size, tuple(sorted((p.operator, p.axis) for p in info.places))
 
 
 def counter(scores: Scores, together: Sequence[Sequence[Dim]], round_to: int) -> Callable[[float], dict[Dim, int]]:
