@@ -225,6 +225,7 @@ def test_signature() -> None:
     stated = {
         "ratio": None, "macs": None, "params": None, "lossless": False, "scope": "global", "criterion": "l2",
         "round_to": 1, "include": (), "exclude": (), "data": None, "seed": 0, "check": True, "passes": None,
+        "gates": None,
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters
     assert {n: p.default for n, p in found.items() if n != "model"} == stated
