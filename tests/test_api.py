@@ -306,6 +306,14 @@ def test_failed_check_carries_its_report(monkeypatch: pytest.MonkeyPatch) -> Non
     assert caught.value.report.surgery_check.max_rel_err == 0.5
 
 
+def test_report_of_a_model_that_does_not_run_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is infinite, which JSON does not know."""
+    monkeypatch.setattr(api, "surgery_check", lambda *_: SurgeryCheck(False, math.inf, 1e-4, "ONNX Runtime"))
+    with pytest.raises(GateError, match="error inf") as caught:
+        onnxprune.prune(build(MLP), ratio=0.5)
+    assert '"max_rel_err": null' in caught.value.report.to_json()
+
+
 def test_two_cuts_are_both_checked_and_counted() -> None:
     result = onnxprune.prune(build(MLP), passes="prune(ratio=0.5,scope='local'),prune(ratio=0.5,scope='local')")
     made = {t.name: list(t.dims) for t in result.model.graph.initializer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 import onnxprune
 from onnxprune import GateError, InputError
 from onnxprune.__main__ import main
 from onnxprune.gates import GateResult, Gates
+from onnxprune.report import live
 from onnxprune.sessions import Settings
 from onnxprune.validate import latency, numerics
 from onnxprune.validate.latency import Comparison, Timing
@@ -198,6 +201,23 @@ def test_missed_gate_saves_the_report_only(folder: Path, capsys: pytest.CaptureF
         ("min_cosine", -1, True),
         ("max_bytes", 10, False),
     ]
+
+
+def test_report_of_a_failure_goes_to_stdout(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a progress line is drawn on stderr."""
+    drawn = io.StringIO()
+    screen = Console(file=drawn, force_terminal=True, width=80)
+    monkeypatch.setattr(live, "console", lambda quiet, stderr: screen)
+    assert run("--max-bytes", "10") == 1
+    assert "(not saved)" in capsys.readouterr().out and "(not saved)" not in drawn.getvalue()
+    assert "latency" in drawn.getvalue()
+
+
+def test_large_numbers_are_written_out() -> None:
+    (result,) = Gates(max_bytes=123_456_788).results(None, {}, 123_456_789)
+    assert str(result) == "--max-bytes 123456789 > 123456788 (bytes of the file)"
 
 
 def test_quiet_failure_is_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
