@@ -123,7 +123,7 @@ def prune(
     check_paths((model, config, *sources), output, report_path, written.plan)
     chosen, curves = _budget(options), _read(_path(options.get("sensitivity")), Sensitivity.from_json)
     shown = _shower(quiet, model, None if steps.dry_run else output, verbose or steps.dry_run)
-    with live.shown(quiet) as step, _reported(report_path, shown):
+    with _reported(report_path, shown), live.shown(quiet) as step:
         result = api.run(
             load(model, options.get("custom_op_library", ())),
             budget=chosen,
@@ -169,7 +169,7 @@ def apply(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
         )
     shown = _shower(quiet, model, output, verbose)
-    with live.shown(quiet) as step, _reported(report_path, shown):
+    with _reported(report_path, shown), live.shown(quiet) as step:
         result = api.run(graph, plan=loaded, progress=step, **_measured(options))
         _write(result, output, report_path, None)
     shown(result.report)

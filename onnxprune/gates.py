@@ -38,8 +38,8 @@ class GateResult:
 
     def __str__(self) -> str:
         sign = ("<=" if self.passed else ">") if self.gate.startswith("max") else (">=" if self.passed else "<")
-        value = "not finite" if self.value is None else f"{self.value:.6g}"
-        return f"{option(self.gate)} {value} {sign} {self.limit:.6g} ({self.detail})"
+        value = "not finite" if self.value is None else _text(self.value)
+        return f"{option(self.gate)} {value} {sign} {_text(self.limit)} ({self.detail})"
 
 
 def _limit(text: str, low: float, high: float = math.inf, metavar: str = "X") -> Any:
@@ -95,6 +95,10 @@ class Gates:
             passed = value is not None and (value <= limit if gate.startswith("max") else value >= limit)
             found.append(GateResult(gate, value, limit, passed, detail))
         return found
+
+
+def _text(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.6g}"
 
 
 def option(gate: str) -> str:

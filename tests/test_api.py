@@ -319,6 +319,14 @@ def test_a_pruned_model_that_does_not_run_is_a_failed_check(monkeypatch: pytest.
         onnxprune.prune(build(MLP), ratio=0.5, data=data)
 
 
+def test_report_of_a_model_that_does_not_run_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is infinite, which JSON does not know."""
+    monkeypatch.setattr(proof, "surgery_check", lambda *_: SurgeryCheck(False, math.inf, 1e-4, "ONNX Runtime"))
+    with pytest.raises(GateError, match="error inf") as caught:
+        onnxprune.prune(build(MLP), ratio=0.5)
+    assert '"max_rel_err": null' in caught.value.report.to_json()
+
+
 def test_two_cuts_are_both_checked_and_counted() -> None:
     result = onnxprune.prune(build(MLP), passes="prune(ratio=0.5,scope='local'),prune(ratio=0.5,scope='local')")
     made = {t.name: list(t.dims) for t in result.model.graph.initializer}

@@ -26,6 +26,7 @@ from onnxprune import api, proof
 from onnxprune.__main__ import main
 from onnxprune.plan import Plan
 from onnxprune.reading import load
+from onnxprune.validate.footprint import Footprint
 from onnxprune.validate.surgery_check import SurgeryCheck
 from tests.common import build
 
@@ -67,9 +68,10 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency of a few rounds."""
+    """Latency of a few rounds, no processes of their own."""
     monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
     monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.benchmark.footprints", lambda models, *_, **__: [Footprint(1, 2, 3)] * len(models))
 
 
 def write(box: Box, name: str, content: bytes | str | onnx.ModelProto) -> None:
@@ -396,7 +398,7 @@ def fail_check(*_: object) -> SurgeryCheck:
     return SurgeryCheck(False, 0.5, 1e-4, "output 'y', input 0")
 
 
-def test_failed_surgery_check_saves_nothing(
+def test_failed_surgery_check_saves_nothing_but_its_report(
     box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = box.state()
@@ -404,7 +406,10 @@ def test_failed_surgery_check_saves_nothing(
     assert box(*PRUNE, "--ratio", "0.5") == 1
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "surgery check" in err and "'y'" in err
-    assert {n: h for n, h in box.state().items() if n != "report.json"} == before  # the report says what failed
+    report = json.loads((box.root / "report.json").read_text())
+    assert report["surgery_check"]["max_rel_err"] == 0.5 and not report["surgery_check"]["passed"]
+    (box.root / "report.json").unlink()
+    assert box.state() == before
 
 
 def crash(*_: object, **__: object) -> None:
@@ -442,7 +447,7 @@ REPORT_KEYS = {
     "dims": {"total", "prunable", "pruned"},
     "surgery_check": {"passed", "max_rel_err", "tolerance", "detail"},
     "numerics": {"logits"},
-    "latency_ms": {"before", "after", "speedup", "ci95"},
+    "latency_ms": {"before", "after", "speedup", "ci95", "verdict", "rounds", "threads", "provider", "times"},
 }
 NUMERIC_KEYS = {"max_abs", "rel_l2", "cosine", "top1_agreement"}
 
@@ -475,7 +480,8 @@ def test_prune_report_check_bench(box: Box, capsys: pytest.CaptureFixture[str], 
     assert after["value"] < removed["value"]
     assert found["metrics"] == [before, {**after, "stage": "pruned"}]
     assert box("bench", model, "out.onnx", "--seconds", "0.1", "--json", "b.json") == 0
-    assert set(json.loads((box.root / "b.json").read_text())) >= {"models", "rounds", "threads", "inputs"}
+    timed = json.loads((box.root / "b.json").read_text())
+    assert [m["name"] for m in timed["models"]] == [str(model), "out.onnx"] and timed["rounds"] >= 9
     assert "logits" in capsys.readouterr().out
 
 
@@ -513,6 +519,7 @@ def test_dry_run_writes_nothing(box: Box, capsys: pytest.CaptureFixture[str]) ->
     assert box.state() == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_quiet_prints_nothing(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
     for argv in (
         ("prune", "in.onnx", "-o", "out.onnx", "--ratio", "0.5", "--plan", "plan.json"),
@@ -615,6 +622,14 @@ def test_help_names_every_option_of_the_issue(capsys: pytest.CaptureFixture[str]
     names = "--ratio --macs --params --lossless --scope --criterion --round-to --include --exclude --data --seed --json"
     names += " --test-data --samples --metric --custom-op-library --bytes --max-drop --steps --sensitivity --no-recover"
     for option in f"{names} --no-check --dry-run --passes --config --plan --verify-each -o -v -q".split():
+        assert option in out, option
+    gates = "--max-latency-ratio --max-rel-l2 --min-cosine --min-top1-agreement --max-bytes"
+    for option in f"{gates} --threads --provider --optimization --bench-seconds --check".split():
+        assert option in out, option
+    assert main(["bench", "--help"]) == 0
+    out = capsys.readouterr().out
+    inputs = "--batch --shape --data --seed"
+    for option in f"{inputs} --threads --provider --optimization --seconds --profile --json -q".split():
         assert option in out, option
 
 

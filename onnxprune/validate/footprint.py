@@ -31,6 +31,7 @@ from onnxprune.validate.latency import resource
 
 ROUNDS = 3  # processes per model; the medians are reported
 CHILD = "from onnxprune.validate.footprint import child; child()"
+TAIL = 300  # characters of what a process said last
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -56,7 +57,7 @@ def footprints(
     progress: Progress = silent,
     libraries: Sequence[Path] = (),
 ) -> list[Footprint]:
-    """Load and run every file in `rounds` processes, in turn. InputError with the last words of one that fails."""
+    """Load and run every file in `rounds` processes, in turn. InputError with the words of one that fails."""
     found: list[list[dict[str, Any]]] = [[] for _ in models]
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as folder:
         data = Path(folder) / "feeds.npz"
@@ -84,10 +85,11 @@ def _probe(request: dict[str, Any]) -> dict[str, Any]:
         text=True,
         check=False,
     )
-    if made.returncode:
-        last = (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
-        raise InputError(f"{request['model']} could not be loaded and run in a process of its own: {last}")
-    answer: dict[str, Any] = json.loads(made.stdout.splitlines()[-1])
+    last = (made.stdout.splitlines() or ["{}"])[-1]
+    answer: dict[str, Any] = {} if made.returncode else json.loads(last)
+    if "load_ms" not in answer:
+        reason = answer.get("error", f"it ended with code {made.returncode}: {made.stderr.strip()[-TAIL:]}")
+        raise InputError(f"{request['model']} could not be loaded and run in a process of its own: {reason}")
     return answer
 
 
@@ -97,8 +99,12 @@ def child() -> None:
     with np.load(request["data"]) as arrays:
         values = [a.astype(object) if a.dtype.kind == "U" else a for a in arrays.values()]
     feeds = dict(zip(request["inputs"], values, strict=True))
-    model = Program(Path(request["model"]), libraries=tuple(map(Path, request["libraries"])))
-    print(json.dumps(measure(model, feeds, Settings(**request["settings"]))))
+    try:
+        model = Program(Path(request["model"]), libraries=tuple(map(Path, request["libraries"])))
+        answer = measure(model, feeds, Settings(**request["settings"]))
+    except Exception as error:  # ONNX Runtime's own exceptions share no base class
+        answer = {"error": str(error)}
+    print(json.dumps(answer))
 
 
 def measure(model: Program, feeds: Feeds, settings: Settings) -> dict[str, Any]:
