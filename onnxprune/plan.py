@@ -82,7 +82,7 @@ class Budget:
     @property
     def scale(self) -> str:
         """What scores are divided by, per dim: `normalise`, or what suits the criterion."""
-        return self.normalise or ("none" if label(self.criterion) in ranking.COMPARABLE else "mean")
+        return self.normalise or ("none" if self.criterion in ranking.COMPARABLE else "mean")
 
     def options(self) -> dict[str, object]:
         """All fields as plain data, for reports."""
