@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune.data import DataLike, load_feeds
+from onnxprune.data import BATCH, DataLike, load_feeds
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Binding, Shape, axis_sizes, batched_inputs, random_feeds, running_shapes
 from onnxprune.graph import Graph
@@ -86,7 +86,7 @@ def benchmark(
 def _feeds(graph: Graph, data: DataLike | None, seed: int, sizes: Mapping[str, int], batch: int | None) -> Feeds:
     if data is None:
         return random_feeds(graph, Binding(running_shapes(graph, seed, sizes)), seed)
-    feeds = load_feeds(graph, data, 1)[0]
+    feeds = load_feeds(graph, data, BATCH)[0]
     if batch is None:
         return feeds
     free = batched_inputs(graph)

@@ -30,7 +30,7 @@ class GateResult:
     def to_dict(self) -> dict[str, Any]:
         return {
             "gate": self.gate,
-            "value": self.value,
+            "value": self.value if math.isfinite(self.value) else None,
             "limit": self.limit,
             "passed": self.passed,
             "detail": self.detail,

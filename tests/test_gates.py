@@ -55,8 +55,9 @@ FAR = {  # one output that is close, one that is further off, one of labels
 
 
 def table(outputs: dict[str, tuple[Any, Any]]) -> dict[str, dict[str, float | None]]:
-    before, after = ([[pair[k] for pair in outputs.values()]] for k in (0, 1))
-    return numerics.compare(list(outputs), before, after)
+    found = numerics.Comparison()
+    found.add({n: pair[0] for n, pair in outputs.items()}, {n: pair[1] for n, pair in outputs.items()}, {})
+    return found.table()
 
 
 def tried(outputs: dict[str, tuple[Any, Any]] | None = None, **gates: float) -> GateResult:
