@@ -24,14 +24,18 @@ Sizes = Mapping[Dim, int]
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts."""
+    """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts. Of a
+    sparse tensor `share` is stored, and taken to be spread evenly.
+    """
 
     owner: str
     coefficient: int
     axes: tuple[Expr, ...]
+    share: float = 1.0
 
     def at(self, sizes: Sizes) -> int:
-        return self.coefficient * math.prod(size_under(e, sizes) for e in self.axes)
+        whole = self.coefficient * math.prod(size_under(e, sizes) for e in self.axes)
+        return whole if self.share == 1 else round(whole * self.share)
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,9 @@ def params(typed: TypedGraph) -> Polynomial:
         if stands_for_reals(typed.graph, name):
             uses = typed.weights.get(name)
             forms = {tuple(map(repr, map(resolve, u.axes))): u.axes for u in uses or []}
-            terms += [_term(name, axes) for axes in forms.values()] or [Term(name, math.prod(tensor.dims), ())]
+            whole = math.prod(tensor.dims)
+            share = typed.graph.entries(name) / whole if whole else 1.0
+            terms += [_term(name, axes, share) for axes in forms.values()] or [Term(name, whole, (), share)]
     return Polynomial(tuple(terms))
 
 
@@ -87,11 +93,11 @@ def macs(typed: TypedGraph) -> Polynomial:
     return Polynomial(tuple(terms))
 
 
-def _term(owner: str, axes: Sequence[Expr]) -> Term:
+def _term(owner: str, axes: Sequence[Expr], share: float = 1.0) -> Term:
     """A term with its constant axes multiplied out."""
     free = tuple(e for e in map(resolve, axes) if any(not d.frozen for d in atoms(e)))
     fixed = math.prod(e.size for e in map(resolve, axes) if all(d.frozen for d in atoms(e)))
-    return Term(owner, fixed, free)
+    return Term(owner, fixed, free, share)
 
 
 def _in(signature: Signature, i: int) -> Axes:

@@ -39,10 +39,12 @@ def program(graph: Graph) -> Program:
     """What a session is made of."""
     if not graph.is_large:
         return Program(serialize(graph.to_proto()))
-    apart = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
+    sparse = graph.sparse()
+    large = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
+    apart = {n: t for n, t in large.items() if n not in sparse}
     hollow = {n: _elsewhere(t, graph.sources.get(n)) for n, t in apart.items()}
-    rest = graph.replace(tensors={**graph.tensors, **hollow}, sources={})
-    left = {n: graph.tensor(n) for n in graph.sources if n not in apart}
+    rest = graph.replace(tensors={**graph.tensors, **hollow}, sources=sparse)
+    left = {n: graph.tensor(n) for n in graph.sources if n not in apart and n not in sparse}
     model = rest.replace(tensors={**rest.tensors, **left}).skeleton()
     in_files = {n: s.file for n, s in graph.sources.items() if isinstance(s, External)}
     folder = next((f.folder for f in in_files.values()), None)

@@ -24,6 +24,7 @@ from onnxprune.feeds import Binding, Shape, bindings, random_feeds
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.graph import FLOATS, Graph, attributes
 from onnxprune.sessions import program, run, watched
+from onnxprune.sparse import Sparse
 
 SHAPE_DATA_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes
 
@@ -121,7 +122,8 @@ def walk(graph: Graph, binding: Binding, told: Mapping[str, TypeProto] | None = 
         facts.types[value.name] = _bound(value.type, binding.shapes.get(value.name))
     for name, tensor in graph.constants.items():
         facts.types[name] = helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
-        if int(np.prod(tensor.dims)) <= SHAPE_DATA_ELEMENTS or tensor.data_type not in FLOATS:
+        dense = tensor.data_type not in FLOATS and not isinstance(graph.source(name), Sparse)
+        if dense or int(np.prod(tensor.dims)) <= SHAPE_DATA_ELEMENTS:
             facts.values[name] = graph.view(name)
     for i, node in enumerate(graph.nodes):
         if node.op_type == "Constant" and node.output[0] in facts.types:

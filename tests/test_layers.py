@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow",
+    "errors version dims sparse flow",
     "storage",
     "graph writing evaluate contrib quantization",
     "sessions reading",
