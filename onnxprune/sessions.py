@@ -20,6 +20,7 @@ from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 
 Feeds = dict[str, NDArray[Any]]
+ACCURACY = "session.qdq_matmulnbits_accuracy_level"  # of products with DequantizeLinear, that are fused: 1 is float32
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model from memory has its external data
 
 
@@ -76,9 +77,13 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]
         super().__init__(program.model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def session(model: Runnable, optimise: bool = True, threads: int = 0) -> ort.InferenceSession:
-    """A CPU session that prints nothing."""
+def session(model: Runnable, optimise: bool = True, threads: int = 0, exact: bool = False) -> ort.InferenceSession:
+    """A CPU session that prints nothing. `exact`: activations stay what they are where weights have 8 bits; by default
+    ONNX Runtime rounds them to 8 bits, block by block, too.
+    """
     options = ort.SessionOptions()
+    if exact:
+        options.add_session_config_entry(ACCURACY, "1")
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if not optimise:

@@ -79,6 +79,11 @@ POOLS += [
     for op, free, frozen in (("GlobalAveragePool", "A:1=8", ""), ("GlobalMaxPool", "A:1=8", ""), ("GlobalLpPool", "",
         "A:1=spatial"))
 ]  # fmt: skip
+POOLS += [
+    Row("GlobalMaxPool", "two prunable axes, before Where", "(float[N,4] x) => (float[N,2,1,1] y) <float[4,48] A,"
+        " int64[4] s = {0,2,4,6}> { h = MatMul(x, A) f = Reshape(h, s) y = GlobalMaxPool(f) }",
+        "A:1/1=4 A:1/2=6", "f:1=graph-output", opset=8),
+]  # fmt: skip
 
 ORDER = [
     Row("ArgMax", "classes", "(float[N,4] x) => (int64[N] y) <float[4,8] A, float[8,3] B>"
