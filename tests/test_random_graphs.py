@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
-from onnx.reference import ReferenceEvaluator
 
 from onnxprune.dims import Dim, Mask, atoms
 from onnxprune.feeds import random_feeds
@@ -22,22 +21,19 @@ from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import Budget, bind
-from onnxprune.quantization import rounds
 from onnxprune.reading import load
 from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate
 from onnxprune.sessions import Feeds, run, session
-from onnxprune.validate.masked import masked_original
 from onnxprune.validate.surgery_check import NOISE_FACTOR, NOISE_LIMIT, TOLERANCE, relative_error, surgery_check
 from tests.common import check_cut, feeds_for, plans, plant, typed_model
+from tests.oracles import check_by_reference, tries
 from tests.random_graphs.builder import REFERENCE_OPSET, Builder
-from tests.random_graphs.pointwise import DISCRETE
 from tests.random_graphs.table import LEFT_OUT, MOVES, graph_with, random_graph
 from tests.test_lossless import lossless
 
 SEEDS = st.integers(0, 1 << 30)
 PLANS = 2  # of each graph
-TRIES = 3
 SINGLE_SEEDS = 8  # graphs of each operator that are looked at until one has a free dim
 BRACKETS = {"BodyEnter", "BodyLeave"}
 FIXED = {  # operators that make tensors of which nothing can go
@@ -46,24 +42,10 @@ FIXED = {  # operators that make tensors of which nothing can go
 }
 
 
-def is_discrete(model: ModelProto) -> bool:
-    """Whether a graph has steps, in its bodies too."""
-    nodes = load(model).nodes
-    return any(operator(n) in DISCRETE or rounds(n) or n.op_type == "If" for n in nodes)
-
-
 def some(typed: TypedGraph, seed: int) -> list[dict[Dim, Mask]]:
     """A few of the plans."""
     found = list(plans(typed, seed))
     return Random(seed).sample(found, min(PLANS, len(found)))
-
-
-def check_by_reference(typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto) -> None:
-    """As the surgery check, by onnx's own implementation of the operators."""
-    want, got = (ReferenceEvaluator(m) for m in (masked_original(typed, masks).to_proto(), pruned))
-    for feeds in feeds_for(typed, 1):
-        for a, b in zip(want.run(None, feeds), got.run(None, feeds), strict=True):
-            assert relative_error(a, b) <= TOLERANCE
 
 
 def check(b: Builder, seed: int) -> TypedGraph:
@@ -74,7 +56,7 @@ def check(b: Builder, seed: int) -> TypedGraph:
     typed = typed_model(model)
     runs = b.opset < REFERENCE_OPSET
     for masks in some(typed, seed):
-        pruned = check_cut(typed, masks, runs, b.valid, TRIES if is_discrete(model) else 1)
+        pruned = check_cut(typed, masks, runs, b.valid, tries(model))
         if not runs:
             check_by_reference(typed, masks, pruned)
     return typed
@@ -123,12 +105,12 @@ def test_default_pipeline(seed: int) -> None:
     state = State(load(model), budget=Budget(ratio=0.5, scope="local"))
     PassManager(parse(DEFAULT, PASSES)).run(state)
     done = state.cuts[0]
-    for k in range(tries := TRIES if is_discrete(model) else 1):
+    for k in range(tries(model)):
         feeds = feeds_for(done.typed, first=2 * k)
         result = surgery_check(done.typed, bind(done.plan, done.typed), state.graph, feeds, load(model))
         if result.passed:
             return
-    raise AssertionError(f"{result} in {tries} tries")
+    raise AssertionError(result)
 
 
 @settings(max_examples=settings().max_examples // 2)
@@ -144,7 +126,7 @@ def test_lossless_changes_nothing(seed: int) -> None:
     if b.valid:
         onnx.checker.check_model(pruned)
     facts = state.cuts[0].typed.facts
-    for k in range(TRIES if is_discrete(model) else 1):
+    for k in range(tries(model)):
         feeds = [random_feeds(load(model), binding, k) for binding in (facts.binding, facts.other)]
         worst = max((off(model, pruned, f) for f in feeds), key=lambda e: e[0] - e[1])
         if worst[0] <= worst[1]:

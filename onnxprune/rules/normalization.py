@@ -79,8 +79,9 @@ def mean_variance_normalization(node: Node) -> None:
     """
     x = node.axes(0)
     axes = [k % len(x) for k in node.attr("axes", [0, 2, 3])]
-    if all(x[k].size == 1 or not is_frozen(x[k]) for k in axes):
-        node.freeze(x[axes[-1]], "normalised", "MeanVarianceNormalization of one entry")
+    several = [k for k in axes if x[k].size > 1]
+    if several and not any(is_frozen(x[k]) for k in several):
+        node.freeze(x[several[-1]], "normalised", "MeanVarianceNormalization of one entry")
     for k in axes:
         node.read(0, k, "stats")
     node.out(list(x))

@@ -127,7 +127,11 @@ class _Masker:
 
     def where(self, mask: Mask, x: str, fill: float, kind: Any) -> str:
         """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add,
-        and before 7, where ONNX Runtime does neither, masked entries are picked from a padded end."""
+        and before 7, where ONNX Runtime does neither, masked entries are picked from a padded end. It has no Where for
+        booleans.
+        """
+        if np.dtype(kind).kind == "b":
+            return self.op("Or", x, self.const(~mask)) if fill > 0 else self.op("And", x, self.const(mask))
         if self.opset >= 9:
             return self.op("Where", self.const(mask), x, self.const(np.array(_finite(fill, kind), kind)))
         if self.opset < 7:

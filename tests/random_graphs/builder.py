@@ -70,6 +70,7 @@ class Builder:
         self.shared: dict[tuple[int, ...], list[str]] = {}
         self.domains: set[str] = set()
         self.flagged = False  # whether there is a boolean input
+        self.inside = 0  # how many bodies are open
         self.valid = True  # whether the checker knows all operators
         self._numbers = count()
         lead: tuple[str | int, ...] = (batch or "N", "T") if steps else (batch or "N",)
@@ -127,6 +128,7 @@ class Builder:
             return self.rng.choice(known)
         array = self.noise(*shape) / math.sqrt(max(fan or (shape or (1,))[0], 1))
         names = [f for f in FORMS if f.since <= self.opset < REFERENCE_OPSET and len(shape) >= f.rank]
+        names = [f for f in names if f.inside or not self.inside]
         form = self.rng.choices(names, [f.share for f in names])[0] if names else FORMS[0]
         self.shared.setdefault(shape, []).append(name := form.store(self, array))
         return name

@@ -97,7 +97,7 @@ def trilu(b: Builder, op: str) -> None:
 
 def reverse_sequence(b: Builder, op: str) -> None:
     """As many steps of each sample as a vector says."""
-    t = b.pick(fits=lambda t: t.rank > 1, batched=True)
+    t = b.pick(fits=lambda t: t.rank > 1 and t.shape[0] > 1, batched=True)
     lengths = b.one("Expand", b.fixed([2], np.int64), b.size_of(t))
     b.op(op, [t, lengths], t, t.shape, time_axis=1, batch_axis=0)
 

@@ -201,10 +201,6 @@ def gated(b: Builder, op: str) -> None:
     b.op(op, [t, b.mate(t, *t.shape)], t, t.shape)
 
 
-_STEPS = """
-Ceil Floor Round Sign Shrink ThresholdedRelu Equal Greater GreaterOrEqual Less LessOrEqual Mod ArgMax ArgMin
-TopK Hardmax OneHot IsInf IsNaN BitShift BitCast Where BitwiseAnd BitwiseNot BitwiseOr BitwiseXor com.microsoft.MoE"""
-DISCRETE = frozenset(_STEPS.split())  # where an input that moves by a rounding may move the output by a step
 TABLE: Moves = {
     **moves("Abs Atan Cos Elu Identity LeakyRelu Neg Relu Selu Sigmoid Sin Softplus Softsign Tanh HardSigmoid", unary),
     **moves("Asinh Sign Erf Shrink Ceil Floor", unary, since=9),

@@ -108,11 +108,13 @@ class Body:
 def body(b: Builder) -> Iterator[Body]:
     """Nodes made in it are collected apart; what they leave is not seen outside."""
     nodes, b.nodes = b.nodes, []
+    b.inside += 1
     pool, shared = list(b.pool), {k: list(v) for k, v in b.shared.items()}
     try:
         yield Body(b.nodes, len(b.stored))
     finally:
         b.nodes, b.pool, b.shared = nodes, pool, shared
+        b.inside -= 1
 
 
 def typed(b: Builder, name: str, like: Tensor, shape: Sequence[int]) -> ValueInfoProto:

@@ -17,12 +17,15 @@ Array = Any
 
 @dataclass(frozen=True)
 class Form:
-    """`share`: how often it is chosen; `since`: its first opset; `rank`: of the arrays that it is for, at least."""
+    """`share`: how often it is chosen; `since`: its first opset; `rank`: of the arrays that it is for, at least;
+    `inside`: whether ONNX Runtime takes it within a body (it does not find 8-bit weights there, which it fuses).
+    """
 
     store: Callable[[Builder, Array], str]
     share: int
     since: int = 7
     rank: int = 0
+    inside: bool = True
 
 
 def initialiser(b: Builder, a: Array) -> str:
@@ -88,6 +91,6 @@ FORMS = (
     Form(flattened, 4, rank=1),
     Form(half, 4),
     Form(scaled, 4, rank=1),
-    Form(eight_bits, 8, since=13, rank=1),
+    Form(eight_bits, 8, since=13, rank=2, inside=False),
     Form(thin, 5, since=11, rank=1),
 )
