@@ -44,12 +44,14 @@ SAME += [
         "",
         "A:1=barrier",
         opset=13,
+        runs=False,
     ),
     Row(
         "CastLike",
         "units that only give a type",
-        vector("k = MatMul(x, C) g = CastLike(h, k)", "float[4,6] C"),
-        "A:1=8 C:1=6",
+        "(float[N,4] x) => (float[N,3] y) <float[4,6] C, float[4,8] A, float[8,3] B>"
+        "{ k = MatMul(x, C) h = MatMul(x, A) g = CastLike(h, k) y = MatMul(g, B) }",
+        "C:1=6 A:1=8",
     ),
     Row("Dropout", "ratio, mask output", vector("g, m = Dropout(h, r)", "float r = {0.5}"), AB, opset=13),
     Row("Gelu", "tanh", tokens('g = Gelu <approximate = "tanh"> (h)'), AB, opset=20),

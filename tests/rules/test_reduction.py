@@ -54,10 +54,9 @@ ROWS += [
         "{ h = MatMul(x, A) k = MatMul(x, C) c = Concat <axis = 1> (h, k) y = ReduceMean(c, one) }", "A:1=8 C:1=6"),
     Row("ReduceMax", "integers", "(float[N,4] x) => (int32[N] y) <float[4,8] A, int64[1] one = {1}>"
         "{ h = MatMul(x, A) i = Cast <to = 6> (h) y = ReduceMax <keepdims = 0> (i, one) }", "A:1=8"),
-    Row("ReduceMax", "booleans", "(float[N,4] x) => (bool[N] y) <float[4,8] A, float[8] s, int64[1] one = {1}>"
-        "{ h = MatMul(x, A) b = Less(h, s) y = ReduceMax <keepdims = 0> (b, one) }", "A:1=8"),
-    Row("ReduceMin", "booleans", "(float[N,4] x) => (bool[N] y) <float[4,8] A, float[8] s, int64[1] one = {1}>"
-        "{ h = MatMul(x, A) b = Less(h, s) y = ReduceMin <keepdims = 0> (b, one) }", "A:1=8"),
+    *(Row(op, "booleans", "(float[N,5,4] x) => (bool[N,5] y) <float[4,8] A, int64[1] last = {-1}, float s = {"
+        f"{bound}}}> {{ h = MatMul(x, A) b = Less(h, s) y = {op} <keepdims = 0> (b, last) }}", "A:1=8")
+      for op, bound in (("ReduceMax", -3), ("ReduceMin", 3))),
     Row("ReduceSum", "axes at run time", "(float[5,4] x, int64[1] axes) => (float y) <float[4,8] A>"
         "{ h = MatMul(x, A) s = ReduceSum(h, axes) y = ReduceSum <keepdims = 0> (s) }", "", "A:1=operand"),
     Row("ReduceMean", "pooling, then dense", image("p = ReduceMean(h, last) f = Flatten(p) g = MatMul(f, C)",
