@@ -26,16 +26,18 @@ Sizes = Mapping[Dim, int]
 
 class Term(NamedTuple):
     """coefficient * product of the sizes of `axes`; `owner` is the tensor (params) or node (MACs) that it counts,
-    `whole` the value before anything is cut.
+    `whole` the value before anything is cut. Of a sparse tensor `share` is stored, and taken to be spread evenly.
     """
 
     owner: str
     coefficient: int
     axes: tuple[Expr, ...]
     whole: int
+    share: float = 1.0
 
     def at(self, sizes: Sizes) -> int:
-        return self.coefficient * math.prod([size_under(e, sizes) for e in self.axes])
+        made = self.coefficient * math.prod([size_under(e, sizes) for e in self.axes])
+        return made if self.share == 1 else round(made * self.share)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def params(typed: TypedGraph) -> Polynomial:
             uses = typed.weights.get(name, [])
             forms = {tuple(map(repr, map(resolve, u.axes))) if len(uses) > 1 else (): u.axes for u in uses}
             size = math.prod(tensor.dims)
-            terms += [_term(name, axes) for axes in forms.values()] or [Term(name, size, (), size)]
+            share = typed.graph.entries(name) / size if size else 1.0
+            whole = size if share == 1 else round(size * share)
+            terms += [_term(name, axes, share) for axes in forms.values()] or [Term(name, size, (), whole, share)]
     return Polynomial(tuple(terms))
 
 
@@ -110,7 +114,7 @@ def macs(typed: TypedGraph) -> Polynomial:
     return Polynomial(tuple(terms))
 
 
-def _term(owner: str, axes: Sequence[Expr]) -> Term:
+def _term(owner: str, axes: Sequence[Expr], share: float = 1.0) -> Term:
     """A term with its constant axes multiplied out."""
     free: list[Expr] = []
     fixed = 1
@@ -119,7 +123,8 @@ def _term(owner: str, axes: Sequence[Expr]) -> Term:
             free.append(e)
         else:
             fixed *= e.size
-    return Term(owner, fixed, tuple(free), fixed * math.prod([e.size for e in free]))
+    whole = fixed * math.prod([e.size for e in free])
+    return Term(owner, fixed, tuple(free), whole if share == 1 else round(whole * share), share)
 
 
 def _in(signature: Signature, i: int) -> Axes:

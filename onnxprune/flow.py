@@ -17,6 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, helper
 
+from onnxprune.sparse import Sparse, readable
+
 ENTER, LEAVE = "BodyEnter", "BodyLeave"
 CONTROL = ("If", "Loop", "Scan")
 OWNER, INPUTS, BODY, SHELL, STORED = "flow_owner", "flow_inputs", "flow_body", "flow_shell", "flow_initializers"
@@ -32,24 +34,26 @@ def has_bodies(nodes: Iterable[NodeProto]) -> bool:
     return any(n.op_type in CONTROL and any(a.type == AttributeProto.GRAPH for a in n.attribute) for n in nodes)
 
 
-def flatten(graph: GraphProto) -> tuple[tuple[NodeProto, ...], dict[str, TensorProto]]:
-    """Nodes and initialisers of a graph with all bodies spliced in. The graph is not changed; nodes without bodies are
-    shared with it.
+def flatten(graph: GraphProto) -> tuple[tuple[NodeProto, ...], dict[str, TensorProto], dict[str, Sparse]]:
+    """Nodes and initialisers of a graph with all bodies spliced in; sparse ones are hollow tensors, and listed apart.
+    The graph is not changed; nodes without bodies are shared with it.
     """
     tensors = {t.name: t for t in graph.initializer}
+    sparse = {t.values.name: Sparse(t) for t in graph.sparse_initializer if readable(t)}
+    tensors |= {n: s.hollow(n) for n, s in sparse.items()}
     if not has_bodies(graph.node):
-        return tuple(graph.node), tensors
-    work = _Flattener(graph, tensors)
+        return tuple(graph.node), tensors, sparse
+    work = _Flattener(graph, tensors, sparse)
     work.splice(graph.node, {})
-    return tuple(work.nodes), work.tensors
+    return tuple(work.nodes), work.tensors, work.sparse
 
 
 class _Flattener:
     """Names in use, and the flat list so far."""
 
-    def __init__(self, graph: GraphProto, tensors: dict[str, TensorProto]) -> None:
+    def __init__(self, graph: GraphProto, tensors: dict[str, TensorProto], sparse: dict[str, Sparse]) -> None:
         self.nodes: list[NodeProto] = []
-        self.tensors = tensors
+        self.tensors, self.sparse = tensors, sparse
         self.taken = {i.name for i in graph.input} | set(tensors) | {o for n in graph.node for o in n.output}
         self.count = 0
 
@@ -57,7 +61,7 @@ class _Flattener:
         """Append nodes under a renaming."""
         for node in nodes:
             bodies = [a for a in node.attribute if a.type == AttributeProto.GRAPH]
-            if node.op_type in CONTROL and bodies and not any(_has_sparse(a.g) for a in bodies):
+            if node.op_type in CONTROL and bodies and not any(_is_opaque(a.g) for a in bodies):
                 self._control(node, bodies, names)
             else:
                 self.nodes.append(_renamed(node, names))
@@ -89,19 +93,21 @@ class _Flattener:
         `options`.
         """
         body = a.g
-        local = (
-            [i.name for i in body.input] + [t.name for t in body.initializer] + [o for n in body.node for o in n.output]
-        )
+        kept = [t.name for t in body.initializer] + [t.values.name for t in body.sparse_initializer]
+        local = [i.name for i in body.input] + kept + [o for n in body.node for o in n.output]
         names = dict(outer) | {n: self._fresh(n) for n in local if n}
         shell = GraphProto()
         shell.CopyFrom(body)
-        del shell.node[:], shell.initializer[:]
+        del shell.node[:], shell.initializer[:], shell.sparse_initializer[:]
         for listed in (shell.input, shell.output, shell.value_info):
             for value in listed:
                 value.name = names.get(value.name, value.name)
-        stored = [names[t.name] for t in body.initializer]
+        stored = [names[n] for n in kept]
         for t in body.initializer:
             self.tensors[names[t.name]] = _named(t, names[t.name])
+        for made in (Sparse(t).named(names[t.values.name]) for t in body.sparse_initializer):
+            name = made.proto.values.name
+            self.tensors[name], self.sparse[name] = made.hollow(name), made
         prefix = f"{key}.{a.name}"
         token, inputs = self._fresh(prefix), [i.name for i in shell.input]
         enter = helper.make_node(ENTER, own, [token, *inputs], name=prefix, **{OWNER: key, BODY: a.name})
@@ -145,9 +151,10 @@ def _named(tensor: TensorProto, name: str) -> TensorProto:
     return made
 
 
-def _has_sparse(graph: GraphProto) -> bool:
+def _is_opaque(graph: GraphProto) -> bool:
+    """Whether a body, or one within it, holds sparse tensors that cannot be read."""
     inner = [a.g for n in graph.node for a in n.attribute if a.type == AttributeProto.GRAPH]
-    return bool(graph.sparse_initializer) or any(map(_has_sparse, inner))
+    return not all(map(readable, graph.sparse_initializer)) or any(map(_is_opaque, inner))
 
 
 def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
@@ -162,7 +169,7 @@ def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
 
 
 def rebuild(
-    nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]
+    nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto], sparse: Mapping[str, Sparse]
 ) -> tuple[list[NodeProto], dict[str, TensorProto]]:
     """The inverse of `flatten`: nodes with bodies, and the initialisers that stay outside of them."""
     outside = dict(tensors)
@@ -174,7 +181,7 @@ def rebuild(
             enters.append(node)
             frames.append([])
         elif node.op_type == LEAVE:
-            made = _close(enters.pop(), node, frames.pop(), outside)
+            made = _close(enters.pop(), node, frames.pop(), outside, sparse)
             bodies.setdefault(_text(node, OWNER), []).append(made)
         elif node.op_type in CONTROL and attribute(node, OWNER) is not None:
             frames[-1].append(_reattached(node, bodies.pop(_text(node, OWNER))))
@@ -189,7 +196,11 @@ def _text(node: NodeProto, name: str) -> str:
 
 
 def _close(
-    enter: NodeProto, leave: NodeProto, nodes: list[NodeProto], outside: dict[str, TensorProto]
+    enter: NodeProto,
+    leave: NodeProto,
+    nodes: list[NodeProto],
+    outside: dict[str, TensorProto],
+    sparse: Mapping[str, Sparse],
 ) -> AttributeProto:
     """One body's graph. An output that the body does not make itself, since it was folded, is passed through an
     Identity.
@@ -207,8 +218,11 @@ def _close(
     graph.node.extend(nodes)
     stored = attribute(enter, STORED)
     for name in [s.decode() for s in stored.strings] if stored is not None else []:
-        if name in outside:
-            graph.initializer.append(outside.pop(name))
+        tensor = outside.pop(name, None)
+        if tensor is not None and name in sparse:
+            graph.sparse_initializer.append(sparse[name].proto)
+        elif tensor is not None:
+            graph.initializer.append(tensor)
     return helper.make_attribute(_text(enter, BODY), graph)
 
 

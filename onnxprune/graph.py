@@ -10,7 +10,6 @@ metadata_props, value_info and doc strings.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from onnxprune.flow import ENTER, flatten, rebuild, stored_inside
+from onnxprune.sparse import Sparse, readable, sparse_value
 from onnxprune.storage import LAZY_BYTES, External, Inline, Source, stored_bytes
 from onnxprune.writing import serialize, write_atomic, write_external
 
@@ -46,8 +46,9 @@ class Wires(NamedTuple):
 class Graph:
     """One model: `nodes` in topological order, `tensors` (initialisers) by name, and the rest in `shell`.
 
-    Initialisers whose data is not in memory are hollow, and have an entry in `sources`; `files` are those that external
-    data came from. `libraries` hold kernels that ONNX Runtime needs to run the model and does not bring along.
+    Initialisers whose data is not in memory, or sparse, are hollow, and have an entry in `sources`; `files` are those
+    that external data came from. `libraries` hold kernels that ONNX Runtime needs to run the model and does not bring
+    along.
     """
 
     shell: ModelProto
@@ -100,12 +101,19 @@ class Graph:
 
     @cached_property
     def constants(self) -> dict[str, TensorProto]:
-        """Initialisers and the outputs of Constant nodes that hold a dense tensor."""
-        found = dict(self.tensors)
+        """Initialisers and the outputs of Constant nodes that hold a tensor."""
+        found = dict(self.tensors) | {n: s.hollow(n) for n, s in self._sparse_nodes.items()}
         for node, wires in zip(self.nodes, self.wires, strict=True):
             if wires.operator == "Constant" and (value := constant_value(node)) is not None:
                 found[wires.outputs[0]] = value
         return found
+
+    @cached_property
+    def _sparse_nodes(self) -> dict[str, Sparse]:
+        """What Constant nodes hold as sparse tensors."""
+        nodes = (n for n, wires in zip(self.nodes, self.wires, strict=True) if wires.operator == "Constant")
+        found = ((node.output[0], sparse_value(node)) for node in nodes)
+        return {name: made for name, made in found if made is not None}
 
     @cached_property
     def wires(self) -> tuple[Wires, ...]:
@@ -147,7 +155,16 @@ class Graph:
 
     def source(self, name: str) -> Source:
         """Where the data of a constant is."""
-        return self.sources.get(name) or Inline(self.constants[name])
+        return self.sources.get(name) or self._sparse_nodes.get(name) or Inline(self.constants[name])
+
+    def sparse(self) -> dict[str, Sparse]:
+        """The initialisers that are sparse."""
+        return {n: s for n, s in self.sources.items() if isinstance(s, Sparse)}
+
+    def entries(self, name: str) -> int:
+        """How many elements a constant stores."""
+        source = self.source(name)
+        return source.entries if isinstance(source, Sparse) else int(np.prod(self.constants[name].dims))
 
     def outer(self) -> dict[str, TensorProto]:
         """The initialisers that do not belong to a body of control flow."""
@@ -164,14 +181,11 @@ class Graph:
 
     def tensor(self, name: str) -> TensorProto:
         """A constant with its data."""
-        found = self.constants[name]
-        return found if name not in self.sources else self._filled(found)
-
-    def _filled(self, hollow: TensorProto) -> TensorProto:
+        found, source = self.constants[name], self.source(name)
+        if isinstance(source, Inline):
+            return found
         made = TensorProto()
-        made.CopyFrom(hollow)
-        source = self.sources[hollow.name]
-        assert not isinstance(source, Inline)
+        made.CopyFrom(found)
         source.fill(made)
         return made
 
@@ -188,9 +202,11 @@ class Graph:
         """The model with the initialisers as they are, hollow ones too."""
         model = ModelProto()
         model.CopyFrom(self.shell)
-        nodes, tensors = rebuild(self.nodes, self.tensors)
+        sparse = self.sparse()
+        nodes, tensors = rebuild(self.nodes, self.tensors, sparse)
         model.graph.node.extend(nodes)
-        model.graph.initializer.extend(tensors.values())
+        model.graph.initializer.extend(t for n, t in tensors.items() if n not in sparse)
+        model.graph.sparse_initializer.extend(sparse[n].proto for n in tensors if n in sparse)
         self._list_inputs(model, tensors)
         return model
 
@@ -224,15 +240,14 @@ class Graph:
         """
         from onnxprune.quantization import stands_for_reals
 
-        sparse = (t.values for t in self.shell.graph.sparse_initializer)
-        stored = [*self.tensors.values(), *sparse, *_node_tensors(self.nodes)]
-        floats = [t for t in stored if t.data_type in FLOATS]
-        integers = [t for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
-        return sum(math.prod(t.dims) for t in floats + integers)
+        named = [n for n, t in self.tensors.items() if t.data_type in FLOATS]
+        named += [n for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
+        others = [*(t.values for t in self.shell.graph.sparse_initializer), *_node_tensors(self.nodes)]
+        return sum(map(self.entries, named)) + sum(int(np.prod(t.dims)) for t in others if t.data_type in FLOATS)
 
     def size_bytes(self) -> int:
         """Size of the model as one file."""
-        nodes, tensors = rebuild(self.nodes, self.tensors)
+        nodes, tensors = rebuild(self.nodes, self.tensors, self.sparse())
         shell = ModelProto()
         shell.CopyFrom(self.shell)
         self._list_inputs(shell, tensors)
@@ -244,6 +259,8 @@ class Graph:
         source = self.sources.get(tensor.name)
         if source is None:
             return int(tensor.ByteSize())
+        if isinstance(source, Sparse):
+            return source.nbytes
         location = 0 if isinstance(source, External) else 2  # bytes of the field `data_location`, which is then cleared
         return int(tensor.ByteSize()) - location + _field_bytes(source.nbytes)
 
@@ -278,11 +295,13 @@ def from_proto(
     for descriptor, value in model.ListFields():
         if descriptor.name == "graph":
             for sub, part in value.ListFields():
-                if sub.name not in ("node", "initializer"):
+                if sub.name not in ("node", "initializer", "sparse_initializer"):
                     _copy_field(shell.graph, sub, part)
         else:
             _copy_field(shell, descriptor, value)
-    return Graph(shell, *flatten(model.graph), sources or {}, files, libraries)
+    shell.graph.sparse_initializer.extend(t for t in model.graph.sparse_initializer if not readable(t))
+    nodes, tensors, sparse = flatten(model.graph)
+    return Graph(shell, nodes, tensors, {**(sources or {}), **sparse}, files, libraries)
 
 
 def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
@@ -334,7 +353,7 @@ def is_standard(proto: NodeProto) -> bool:
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:
-    """The dense tensor of a Constant node (opset 1-25), None for sparse and string values."""
+    """The dense tensor of a Constant node (opset 1-25), None for sparse (see `sparse_value`) and string values."""
     attribute = node.attribute[0] if node.attribute else None
     if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
         return None
@@ -350,6 +369,8 @@ def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
         for a in node.attribute:
             if a.type == AttributeProto.TENSOR:
                 yield a.t
+            elif a.type == AttributeProto.SPARSE_TENSOR:
+                yield a.sparse_tensor.values
             elif a.type == AttributeProto.GRAPH:
                 yield from a.g.initializer
                 yield from (t.values for t in a.g.sparse_initializer)
@@ -360,9 +381,10 @@ def outline(graph: Graph) -> str:
     """One stable text of a graph: inputs, constants with shapes, nodes with attributes, outputs. For tests, hashes and
     diffs.
     """
-    lines = [f"in {i.name}: {_type_text(i.type)}" for i in graph.inputs]
+    lines, sparse = [f"in {i.name}: {_type_text(i.type)}" for i in graph.inputs], graph.sparse()
     lines += [
-        f"const {n}: {TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}" for n, t in graph.tensors.items()
+        f"const {n}: {'sparse ' * (n in sparse)}{TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}"
+        for n, t in graph.tensors.items()
     ]
     for node in graph.nodes:
         attrs = ", ".join(sorted(_attribute_text(a) for a in node.attribute))

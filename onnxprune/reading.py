@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.graph import Graph, describe, from_proto
 from onnxprune.sessions import Libraries, loadable
+from onnxprune.sparse import Sparse, flaw
 from onnxprune.storage import PACKED, Source, open_external
 from onnxprune.writing import serialize
 
@@ -55,17 +56,25 @@ def _checked(
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
     graph = from_proto(proto, sources, files, libraries)
-    if len(graph.tensors) < len(proto.graph.initializer):
-        twice = Counter(t.name for t in proto.graph.initializer).most_common(1)[0][0]
-        raise InputError(f"initialiser {twice!r} is stored twice")
-    for name, tensor in graph.constants.items():
-        if name not in sources:
-            check_tensor(name, tensor)
+    stored = [t.name for t in proto.graph.initializer] + [t.values.name for t in proto.graph.sparse_initializer]
+    if twice := [name for name, count in Counter(stored).items() if count > 1]:
+        raise InputError(f"initialiser {twice[0]!r} is stored twice")
+    _check_constants(graph, sources)
     for value in (*graph.shell.graph.input, *graph.shell.graph.output):
         if value.type.tensor_type.elem_type not in TYPES:
             raise InputError(f"{value.name!r} has the unknown type {value.type.tensor_type.elem_type}")
     check_structure(graph)
     return graph
+
+
+def _check_constants(graph: Graph, external: Mapping[str, Source]) -> None:
+    for name, tensor in graph.constants.items():
+        source = graph.source(name)
+        if isinstance(source, Sparse):
+            if wrong := flaw(source):
+                raise InputError(f"sparse constant {name!r} cannot be read: {wrong}")
+        elif name not in external:
+            check_tensor(name, tensor)
 
 
 @contextmanager

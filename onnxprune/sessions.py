@@ -23,6 +23,7 @@ from onnxprune.writing import EXTERNAL_BYTES, serialize
 
 Libraries = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Feeds = dict[str, NDArray[Any]]
+ACCURACY = "session.qdq_matmulnbits_accuracy_level"  # of products with DequantizeLinear, that are fused: 1 is float32
 FOLDER = "session.model_external_initializers_file_folder_path"  # where a model from memory has its external data
 CPU = "CPUExecutionProvider"
 LEVELS = {
@@ -85,10 +86,12 @@ def program(graph: Graph) -> Program:
     """What a session is made of."""
     if not graph.is_large:
         return Program(serialize(graph.to_proto()), libraries=graph.libraries)
-    apart = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
+    sparse = graph.sparse()
+    large = {n: t for n, t in graph.outer().items() if t.data_type in PLAIN and stored_bytes(t) >= EXTERNAL_BYTES}
+    apart = {n: t for n, t in large.items() if n not in sparse}
     hollow = {n: _elsewhere(t, graph.sources.get(n)) for n, t in apart.items()}
-    rest = graph.replace(tensors={**graph.tensors, **hollow}, sources={})
-    left = {n: graph.tensor(n) for n in graph.sources if n not in apart}
+    rest = graph.replace(tensors={**graph.tensors, **hollow}, sources=sparse)
+    left = {n: graph.tensor(n) for n in graph.sources if n not in apart and n not in sparse}
     model = rest.replace(tensors={**rest.tensors, **left}).skeleton()
     in_files = {n: s.file for n, s in graph.sources.items() if isinstance(s, External)}
     folder = next((f.folder for f in in_files.values()), None)
@@ -142,18 +145,26 @@ def loadable(libraries: Libraries) -> tuple[Path, ...]:
     return paths
 
 
-def session(model: Runnable, optimise: bool = True) -> ort.InferenceSession:
-    """A CPU session that prints nothing."""
-    return open_session(model, Settings(optimization="all" if optimise else "disabled"))
+def session(model: Runnable, optimise: bool = True, exact: bool = False) -> ort.InferenceSession:
+    """A CPU session that prints nothing. `exact`: activations stay what they are where weights have 8 bits; by default
+    ONNX Runtime rounds them to 8 bits, block by block, too.
+    """
+    return open_session(model, Settings(optimization="all" if optimise else "disabled"), exact=exact)
 
 
 def open_session(
-    model: Runnable, settings: Settings, profile: Path | None = None, optimized: Path | None = None
+    model: Runnable,
+    settings: Settings,
+    profile: Path | None = None,
+    optimized: Path | None = None,
+    exact: bool = False,
 ) -> ort.InferenceSession:
     """A session that prints nothing. `profile`: what the file of its profile starts with (`end_profiling` says the
     rest, which is a time: two sessions want two starts); `optimized`: a file for the graph that ONNX Runtime made.
     """
     options = ort.SessionOptions()
+    if exact:
+        options.add_session_config_entry(ACCURACY, "1")
     options.log_severity_level = 4
     options.intra_op_num_threads = settings.threads
     options.graph_optimization_level = LEVELS[settings.optimization]

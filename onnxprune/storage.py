@@ -24,6 +24,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxprune.dims import Mask
 from onnxprune.errors import InputError
+from onnxprune.sparse import Sparse
 
 SMALL_TYPES = ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
 PACKED = tuple(v for n, v in TensorProto.DataType.items() if n in SMALL_TYPES)  # several entries in a byte
@@ -171,7 +172,12 @@ class Sliced:
         return self.raw() == other.raw()
 
 
-Source = External | Inline | Sliced
+Source = External | Inline | Sliced | Sparse
+
+
+def cut_source(source: Source, data_type: int, masks: Sequence[Mask]) -> Sliced | Sparse:
+    """The kept indices of each axis of a source."""
+    return source.cut(masks) if isinstance(source, Sparse) else Sliced(source, data_type, tuple(masks))
 
 
 def packed_bytes(data_type: int, dims: Sequence[int]) -> int:

@@ -23,6 +23,7 @@ from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.graph import FLOATS, Graph, Wires, attributes
 from onnxprune.kinds import Kind, Kinds, Value, says_sizes
 from onnxprune.sessions import program, run, watched
+from onnxprune.sparse import Sparse
 
 VALUE_ELEMENTS = 1024  # constants of floats up to this size are looked at, integers of any size
 
@@ -121,7 +122,8 @@ def walk(
     for name, tensor in graph.constants.items():
         shape = tuple(tensor.dims)
         facts.learn(name, kinds.tensor(tensor.data_type, shape))
-        if math.prod(shape) <= VALUE_ELEMENTS or tensor.data_type not in FLOATS:
+        dense = tensor.data_type not in FLOATS and not isinstance(graph.source(name), Sparse)
+        if dense or math.prod(shape) <= VALUE_ELEMENTS:
             facts.values[name] = graph.view(name)
     for i, (node, wires) in enumerate(zip(graph.nodes, graph.wires, strict=True)):
         if wires.operator == "Constant" and wires.outputs[0] in facts.types:

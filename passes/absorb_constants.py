@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 
 from onnxprune.constancy import Constancy, constancy_of
 from onnxprune.dims import Dim, Expr, atoms, is_frozen, spread
 from onnxprune.graph import FLOATS, Graph, attributes
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import State
-from onnxprune.storage import tensor
+from onnxprune.sparse import Sparse
+from onnxprune.storage import Source, tensor
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,13 @@ class AbsorbConstants:
         typed = state.typed
         constancy = constancy_of(typed)
         nodes: list[NodeProto] = []
-        tensors: dict[str, TensorProto] = dict(typed.graph.tensors)
+        stored = _Stored(typed.graph)
         for i, node in enumerate(typed.graph.nodes):
-            nodes += _absorb(typed, constancy, i, tensors) or [node]
-        return typed.graph.replace(nodes, tensors) if len(tensors) > len(typed.graph.tensors) else typed.graph
+            nodes += _absorb(typed, constancy, i, stored) or [node]
+        return typed.graph.replace(nodes, stored.tensors, sources=stored.sources) if stored.grown else typed.graph
 
 
-def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, TensorProto]) -> list[NodeProto] | None:
+def _absorb(typed: TypedGraph, constancy: Constancy, i: int, stored: _Stored) -> list[NodeProto] | None:
     node, signature = typed.graph.nodes[i], typed.signatures[i]
     if node.op_type not in ("Conv", "Gemm", "MatMul") or not signature.reads or signature.reads[0].partner is None:
         return None
@@ -59,8 +60,8 @@ def _absorb(typed: TypedGraph, constancy: Constancy, i: int, tensors: dict[str, 
     extra = extra.reshape(extra.shape[0], -1).sum(1) if node.op_type == "Conv" else extra
     left = weight.copy()
     left[constants != 0] = 0
-    name = _replace(tensors, typed, node.input[1], np.moveaxis(left, 0, signature.reads[0].partner[1]))
-    return _with_bias(typed, node, name, extra * float(attributes(node).get("alpha", 1.0)), weight.dtype, tensors)
+    name = stored.replace(node.input[1], np.moveaxis(left, 0, signature.reads[0].partner[1]))
+    return _with_bias(typed, node, name, extra * float(attributes(node).get("alpha", 1.0)), weight.dtype, stored)
 
 
 def _constants(values: dict[Dim, NDArray[np.float64]], axis: Expr) -> NDArray[np.float64]:
@@ -94,7 +95,7 @@ def _with_bias(
     weight: str,
     extra: NDArray[np.float64],
     kind: Any,
-    tensors: dict[str, TensorProto],
+    stored: _Stored,
 ) -> list[NodeProto]:
     made = NodeProto()
     made.CopyFrom(node)
@@ -102,13 +103,13 @@ def _with_bias(
     if node.op_type == "MatMul":
         raw = f"{node.output[0]}.unbiased"
         made.output[0] = raw
-        bias = _store(tensors, typed, f"{node.output[0]}.absorbed", extra.astype(kind))
+        bias = stored.add(f"{node.output[0]}.absorbed", extra.astype(kind))
         return [
             made,
             helper.make_node("Add", [raw, bias], [node.output[0]], name=f"{node.name or node.output[0]}.absorbed"),
         ]
     old = typed.graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(extra.shape)
-    bias = _store(tensors, typed, f"{node.output[0]}.absorbed", (old + extra).astype(kind))
+    bias = stored.add(f"{node.output[0]}.absorbed", (old + extra).astype(kind))
     del made.input[2:]
     made.input.append(bias)
     return [made]
@@ -118,17 +119,37 @@ def _is_shared(typed: TypedGraph, name: str) -> bool:
     return len(typed.graph.consumers[name]) > 1 or name in {o.name for o in typed.graph.outputs}
 
 
-def _replace(tensors: dict[str, TensorProto], typed: TypedGraph, name: str, array: NDArray[Any]) -> str:
-    """Store a weight under its own name, or under a new one where a Constant node holds it."""
-    if name not in tensors:
-        return _store(tensors, typed, f"{name}.absorbed", array)
-    tensors[name] = tensor(name, array, tensors[name])
-    return name
+class _Stored:
+    """The constants of a graph, as they become."""
 
+    def __init__(self, graph: Graph) -> None:
+        self.graph, self.tensors = graph, dict(graph.tensors)
+        self.sources: dict[str, Source] = dict(graph.sources)
 
-def _store(tensors: dict[str, TensorProto], typed: TypedGraph, stem: str, array: NDArray[Any]) -> str:
-    k = 0
-    while (name := f"{stem}{k or ''}") in tensors or name in typed.graph.producer:
-        k += 1
-    tensors[name] = tensor(name, array)
-    return name
+    @property
+    def grown(self) -> bool:
+        return len(self.tensors) > len(self.graph.tensors)
+
+    def replace(self, name: str, array: NDArray[Any]) -> str:
+        """Store a weight under its own name, or under a new one where a Constant node holds it; a sparse one stays
+        sparse.
+        """
+        like, old = self.tensors.get(name), self.graph.source(name)
+        name = self._free(f"{name}.absorbed") if like is None else name
+        if isinstance(old, Sparse):
+            self.sources[name] = made = old.holding(array).named(name)
+            self.tensors[name] = made.hollow(name)
+        else:
+            self.tensors[name] = tensor(name, array, like)
+        return name
+
+    def add(self, stem: str, array: NDArray[Any]) -> str:
+        name = self._free(stem)
+        self.tensors[name] = tensor(name, array)
+        return name
+
+    def _free(self, stem: str) -> str:
+        k = 0
+        while (name := f"{stem}{k or ''}") in self.tensors or name in self.graph.producer:
+            k += 1
+        return name

@@ -132,7 +132,7 @@ class _Regions:
         )
 
     def size(self, name: str) -> int:
-        return prod(self.shapes.get(name, ()))
+        return self.graph.entries(name) if name in self.graph.constants else prod(self.shapes.get(name, ()))
 
     def worth_storing(self) -> set[int]:
         """Indices of the nodes to fold."""

@@ -24,7 +24,8 @@ from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
 from onnxprune.plan import Budget, Plan, bind, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
-from onnxprune.storage import Sliced, Source, tensor
+from onnxprune.sparse import Sparse
+from onnxprune.storage import Sliced, Source, cut_source, tensor
 
 
 @dataclass(frozen=True)
@@ -122,27 +123,30 @@ class _Surgeon:
             masks = [self.kept(e) for e in group[0].axes]
             if all(m.all() for m in masks):
                 continue
-            made = Sliced(self.graph.source(name), self.graph.constants[name].data_type, tuple(masks))
+            made = cut_source(self.graph.source(name), self.graph.constants[name].data_type, masks)
             if whole:
                 self._store(name, made)
             else:
-                label = self._sliced(name, made) if self.graph.is_lazy(name) else self.constant(name, made.array())
+                kept_apart = isinstance(made, Sparse) or self.graph.is_lazy(name)
+                label = self._sliced(name, made) if kept_apart else self.constant(name, made.array())
                 for use in group:
                     self.renamed.setdefault(use.node, {})[use.input] = label
 
-    def _store(self, name: str, made_of: Sliced) -> None:
+    def _store(self, name: str, made_of: Sliced | Sparse) -> None:
         if self.graph.is_lazy(name):
             self.tensors[name], self.sources[name] = made_of.hollow(name, self.tensors[name]), made_of
             return
-        array = made_of.array()
         if name in self.tensors:
-            self.tensors[name] = tensor(name, array, self.tensors[name])
+            self.tensors[name] = tensor(name, made_of.array(), self.tensors[name])
             return
         index = self.graph.producer[name]  # a Constant node keeps its place
         made = NodeProto()
         made.CopyFrom(self.graph.nodes[index])
         del made.attribute[:]
-        made.attribute.append(helper.make_attribute("value", tensor("", array)))
+        if isinstance(made_of, Sparse):
+            made.attribute.append(helper.make_attribute("sparse_value", made_of.proto))
+        else:
+            made.attribute.append(helper.make_attribute("value", tensor("", made_of.array())))
         self.moved[index] = made
 
     def constant(self, like: str, array: NDArray[Any]) -> str:
@@ -154,15 +158,16 @@ class _Surgeon:
             self.tensors[made.name] = made
         return self._made[key]
 
-    def _sliced(self, like: str, made_of: Sliced) -> str:
-        """As `constant`, for a slice that is made when it is asked for."""
+    def _sliced(self, like: str, made_of: Sliced | Sparse) -> str:
+        """As `constant`, for a slice that is made when it is asked for, or is sparse."""
         k = 0
         while (name := f"{like}.pruned{k or ''}") in self._names:
             if name in self.sources and made_of.equals(self.sources[name]):
                 return name
             k += 1
         self._names.add(name)
-        self.tensors[name], self.sources[name] = made_of.hollow(name), made_of
+        self.tensors[name] = made_of.hollow(name)
+        self.sources[name] = made_of.named(name) if isinstance(made_of, Sparse) else made_of
         return name
 
     # nodes

@@ -319,3 +319,21 @@ def test_typed_data_and_strings_are_written(limit: None, tmp_path: Path, monkeyp
     again = onnx.load(tmp_path / "m.onnx")
     np.testing.assert_array_equal(numpy_helper.to_array(again.graph.initializer[0]), array)
     assert again.graph.initializer[-1] == model.graph.initializer[-1]
+
+
+def test_sparse_constants_of_a_large_model(limit: None, tmp_path: Path) -> None:
+    """They stay in the model, and are cut there."""
+    model = build(TEXT)
+    weight = next(t for t in model.graph.initializer if t.name == "C")
+    array = numpy_helper.to_array(weight)
+    model.graph.initializer.remove(weight)
+    at = numpy_helper.from_array(np.arange(0, array.size, 3), "at")
+    values = numpy_helper.from_array(array.reshape(-1)[::3].copy(), "C")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, at, array.shape))
+    result = pruned(model, **PLANS)
+    assert result.report.surgery_check is not None and result.report.surgery_check.passed
+    result.graph.save(tmp_path / "m.onnx")
+    made = onnx.load(tmp_path / "m.onnx")
+    assert [list(t.dims) for t in made.graph.sparse_initializer] == [[30, 30]]
+    assert {t.name: list(t.dims) for t in made.graph.initializer} == {"A": [40, 30], "b": [30], "D": [30, 3]}
+    assert ort.InferenceSession(tmp_path / "m.onnx").run(None, {"x": np.ones((2, 40), np.float32)})

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims flow functions progress",
+    "errors version dims sparse flow functions progress",
     "storage",
     "graph writing evaluate contrib kinds quantization",
     "sessions reading",

@@ -9,10 +9,11 @@ from onnxprune.rules.rule import Axes, Node, Table
 
 
 def attention(node: Node) -> None:
-    """Attention (opset 23-24): Q (N, Hq*D, ...), K, V with fewer heads shared by groups of query heads.
+    """Attention (opset 23-25): Q (N, Hq*D, ...), K, V with fewer heads shared by groups of query heads.
 
     4-D: Q (N, Hq, S, D), K (N, Hk, T, D), V (N, Hk, T, Dv), Y (N, Hq, S, Dv); 3-D: Q (N, S, Hq*D) and so on, heads by
-    attribute. Dims: key-value heads, query heads per group, query-key channels, value channels.
+    attribute. Dims: key-value heads, query heads per group, query-key channels, value channels; queries too, unless
+    their places count (causal, windows, lengths by sample).
     """
     q, k, v = (_heads(node, i, name) for i, name in enumerate(("q_num_heads", "kv_num_heads", "kv_num_heads")))
     flat = node.rank(0) == 3
@@ -22,6 +23,11 @@ def attention(node: Node) -> None:
         node.unify(a, b)
     node.freeze(k[2], "normalised")
     node.freeze(v[2], "normalised")
+    windows = [int(node.attr(f"{side}_window_size", -1)) for side in ("left", "right")]
+    if node.attr("is_causal", 0) or max(windows) >= 0 or node.has(6):
+        node.freeze(q[2], "index")
+    if node.has(6):
+        node.unify(node.axes(6)[0], q[0])
     if node.has(3):
         node.broadcast([[q[0], q[1], q[2], node.fixed(_key_length(node, k), "normalised")], _mask(node)])
     _caches(node, k, v)
@@ -68,8 +74,8 @@ def _caches(node: Node, k: Axes, v: Axes) -> None:
 
 
 def rotary_embedding(node: Node) -> None:
-    """RotaryEmbedding (opset 23): X (N, H, S, D) or (N, S, H*D), caches (M, r/2) or (N, S, r/2), r the rotated channels
-    of D.
+    """RotaryEmbedding (opset 23): X (N, H, S, D) or (N, S, H*D), caches (M, r/2) with positions (N, S), or (N, S, r/2),
+    r the rotated channels of D.
 
     Pairs of channels turn together: halves are (2, r/2), interleaved ones (r/2, 2); the pairs are a dim, what is not
     rotated another.
@@ -86,12 +92,12 @@ def rotary_embedding(node: Node) -> None:
     for i in (1, 2):
         cache = node.axes(i)
         node.unify(cache[-1], pairs)
-        for e in cache[:-1]:
-            node.freeze(e, "index")
-    node.freeze(x[2], "index")
-    if node.has(3):
-        for e in node.axes(3):
-            node.freeze(e, "index")
+        if len(cache) == 2:
+            node.freeze(cache[0], "index")
+    for i in (1, 2, 3):
+        if node.has(i) and (i == 3 or node.rank(i) == 3):
+            node.unify(node.axes(i)[0], x[0])
+            node.unify(node.axes(i)[1], x[2])
     node.out(list(node.axes(0)))
     if flat:
         node.edit("num_heads", x[1], scalar=True)

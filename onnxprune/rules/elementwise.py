@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from onnxprune.dims import ONE
+from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
 
 
 def same(node: Node) -> None:
-    """Output axes are input 0's. Other inputs are scalars (Clip's bounds, Dropout's ratio) or only give a type
-    (CastLike).
-    """
+    """Output axes are input 0's. Other inputs are scalars, such as Clip's bounds."""
     for k in range(len(node.outputs)):
         node.out(list(node.axes(0)), k)
+
+
+def dropout(node: Node) -> None:
+    """Dropout (opset 1-22): output axes are input 0's, unless it draws random numbers (training mode)."""
+    training = node.static(2)
+    if node.has(2) and (training is None or training.any()):
+        raise Barrier("barrier", "Dropout in training mode")
+    same(node)
+
+
+def cast_like(node: Node) -> None:
+    """CastLike (opset 15-25): output axes are input 0's; input 1 gives the type only, whatever its axes."""
+    node.axes(1)
+    same(node)
 
 
 def broadcast(node: Node) -> None:
@@ -36,7 +49,7 @@ def prelu(node: Node) -> None:
     node.out(node.broadcast([x, slope]))
 
 
-_SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Clip Cos Cosh Dropout Elu Erf
+_SAME = """Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf
 Exp Floor Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink
 Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"""
 _BROADCAST = """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
@@ -45,5 +58,7 @@ Mean Min Mod Mul Or Pow Sub Sum SwiGLU Where Xor"""
 TABLE: Table = {
     **dict.fromkeys(_SAME.split(), same),
     **dict.fromkeys(_BROADCAST.split(), broadcast),
+    "CastLike": cast_like,
+    "Dropout": dropout,
     "PRelu": prelu,
 }

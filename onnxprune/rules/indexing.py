@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnxprune.dims import Expr, is_frozen, product, total
 from onnxprune.errors import Barrier
 from onnxprune.rules.movement import regroup
-from onnxprune.rules.rule import Bound, Node, Table
+from onnxprune.rules.rule import Bound, Node, Table, frozen_all
 
 MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
 
@@ -151,9 +151,11 @@ def grid_sample(node: Node) -> None:
 
 def measure(node: Node) -> None:
     """Shape, Size: numbers derived from sizes keep their original values (surgery sees to it); the count itself is
-    fixed.
+    fixed. What is known beforehand is not cut for being measured.
     """
-    node.axes(0)
+    x = node.axes(0)
+    if node.static(0) is not None:
+        frozen_all(node, x, "structure", "it is a constant that is measured")
     node.signature.measures = True
     node.out([node.fixed(n) for n in node.out_shape()])
 

@@ -244,13 +244,13 @@ def depth_to_space(node: Node) -> None:
 
 
 def space_to_depth(node: Node) -> None:
-    """SpaceToDepth (opset 1-13): channels become (b, b, C)."""
+    """SpaceToDepth (opset 1-28): channels become (b, b, C) in DCR mode, (C, b, b) in CRD mode."""
     x, b = node.axes(0), int(node.attr("blocksize"))
+    block = node.fixed(b * b, "spatial")
+    channels = product(block, x[1]) if node.attr("mode", "DCR") == "DCR" else product(x[1], block)
     for e in x[2:]:
         node.freeze(e, "spatial")
-    node.out(
-        [x[0], product(node.fixed(b * b, "spatial"), x[1]), *(node.fixed(n, "spatial") for n in node.out_shape()[2:])]
-    )
+    node.out([x[0], channels, *(node.fixed(n, "spatial") for n in node.out_shape()[2:])])
 
 
 def resize(node: Node) -> None:
@@ -274,7 +274,7 @@ def resize(node: Node) -> None:
 
 
 def _identity_scale(node: Node, position: int, axis: Expr) -> bool:
-    if is_frozen(axis):
+    if is_frozen(axis) or node.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
         return False
     i = 1 if len(node.inputs) == 2 else 2
     scales = node.traced(i) if i < len(node.inputs) else None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from onnxprune.dims import ONE, Expr
+from onnxprune.dims import ONE, Expr, is_frozen
 from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Axes, Node, Table
 
@@ -74,10 +74,16 @@ def group_normalization(node: Node) -> None:
 
 
 def mean_variance_normalization(node: Node) -> None:
-    """MeanVarianceNormalization (opset 9-13): statistics over `axes`, by default all but the channels."""
+    """MeanVarianceNormalization (opset 9-13): statistics over `axes`, by default all but the channels. Its variance is
+    that of the definition, E[x^2] - E[x]^2, which rounding makes negative where one entry is left: two always stay.
+    """
     x = node.axes(0)
-    for k in node.attr("axes", [0, 2, 3]):
-        node.read(0, k % len(x), "stats")
+    axes = [k % len(x) for k in node.attr("axes", [0, 2, 3])]
+    several = [k for k in axes if x[k].size > 1]
+    if several and not any(is_frozen(x[k]) for k in several):
+        node.freeze(x[several[-1]], "normalised", "MeanVarianceNormalization of one entry")
+    for k in axes:
+        node.read(0, k, "stats")
     node.out(list(x))
 
 

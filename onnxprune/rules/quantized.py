@@ -204,6 +204,9 @@ def dynamic_lstm(node: Node) -> None:
     node.freeze(x[0], "index")
     node.freeze(directions, "structure")
     node.unify(x[2], w[1])
+    for j in (2, 3, 7, 8, 9, 10, 11):
+        if node.has(j) and node.rank(j):
+            node.unify(node.axes(j)[0], directions)
     for j in (1, 2):
         gate_rows(node, node.axes(j)[2], hidden, 4)
         found = operand(node.proto, j)

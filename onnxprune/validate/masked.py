@@ -127,7 +127,11 @@ class _Masker:
 
     def where(self, mask: Mask, x: str, fill: float, kind: Any) -> str:
         """x where the (broadcast) mask is true, else `fill`; Where exists since opset 9, older graphs multiply and add,
-        and before 7, where ONNX Runtime does neither, masked entries are picked from a padded end."""
+        and before 7, where ONNX Runtime does neither, masked entries are picked from a padded end. It has no Where for
+        booleans.
+        """
+        if np.dtype(kind).kind == "b":
+            return self.op("Or", x, self.const(~mask)) if fill > 0 else self.op("And", x, self.const(mask))
         if self.opset >= 9:
             return self.op("Where", self.const(mask), x, self.const(np.array(_finite(fill, kind), kind)))
         if self.opset < 7:
@@ -135,7 +139,8 @@ class _Masker:
             pads = [0] * mask.ndim + [int(k == axis) for k in range(mask.ndim)]
             return self.op("Gather", self.op("Pad", x, pads=pads, value=fill), self.const(index), axis=axis)
         shown = self.op("Mul", x, self.const(mask.astype(kind)))
-        return self.op("Add", shown, self.const(np.where(mask, 0, _finite(fill, kind)).astype(kind))) if fill else shown
+        low = _extreme(fill, kind)  # an infinity that a second mask multiplies by 0 is no number
+        return self.op("Add", shown, self.const(np.where(mask, 0, low).astype(kind))) if fill else shown
 
     def reduce_sum(self, x: str, axes: Sequence[int]) -> str:
         if self.opset < 13:
@@ -304,7 +309,12 @@ def _input(node: NodeProto, j: int | None) -> str:
 
 def _finite(fill: float, kind: Any) -> float:
     """Infinities as the type's extreme where it has none."""
-    if math.isfinite(fill) or np.dtype(kind).kind == "f":
+    return fill if np.dtype(kind).kind == "f" else _extreme(fill, kind)
+
+
+def _extreme(fill: float, kind: Any) -> float:
+    """Infinities as the type's extreme."""
+    if math.isfinite(fill):
         return fill
-    limits = np.iinfo(kind)
+    limits = np.finfo(kind) if np.dtype(kind).kind == "f" else np.iinfo(kind)
     return float(limits.max if fill > 0 else limits.min)

@@ -193,7 +193,7 @@ def _session(
 
 def _kernels(graph: Graph, made: onnx.ModelProto, sessions: Sequence[dict[str, Times]]) -> list[Kernel]:
     """The kernels of a model, from the graph that ONNX Runtime made of it and their times in every session."""
-    nodes, _ = flatten(made.graph)
+    nodes = flatten(made.graph)[0]
     names = [kernel_name(node, k) for k, node in enumerate(nodes)]
     found = zip(names, nodes, origins(graph, nodes), strict=True)
     return [

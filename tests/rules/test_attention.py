@@ -36,6 +36,11 @@ def cube(attributes: str, extra: str = "", weights: str = "") -> str:
 
 GQA = "Q:1/0=2 Q:1/1=2 Q:1/2=6 V:1/1=5"
 MHA = "Q:1/0=4 Q:1/1=6 V:1/1=5"
+LEARNED = (
+    "(float[N,7,8] x) => (float[N,3] y) <float[5,7] L, float[8,6] Q, float[8,6] K, float[8,6] V, float[6,3] O, int64[1]"
+    " one = {{1}}> {{ t = MatMul(L, x) q = MatMul(t, Q) k = MatMul(x, K) v = MatMul(x, V) g = Attention"
+    " <q_num_heads = 2, kv_num_heads = 2{0}> (q, k, v) o = MatMul(g, O) y = ReduceSum <keepdims = 0> (o, one) }}"
+)
 CUBE = "Q:1/0=4 Q:1/1=3 V:1/1=3"
 OPERATOR = [
     Row("Attention", "grouped queries", flat(""), GQA, opset=23),
@@ -54,6 +59,9 @@ OPERATOR = [
     Row("Attention", "scores out", flat("", out=', "", "", s').replace("(float[N,7,3] y)", "(float[N,7,3] y,"
         " float[N,4,7,7] s)"),
         "Q:1/2=6 V:1/1=5", opset=23),
+    Row("Attention", "learned queries", LEARNED.format(""), "L:0=5 Q:1/0=2 Q:1/1=3 V:1/1=3", opset=23),
+    Row("Attention", "learned queries, causal", LEARNED.format(", is_causal = 1"), "Q:1/0=2 Q:1/1=3 V:1/1=3",
+        "L:0=index", opset=23),
     Row("Attention", "4-D", cube(""), CUBE, opset=23),
     Row("Attention", "4-D with a mask", cube("<is_causal = 1>", ", m", ", float[1,1,7,7] m"), CUBE, opset=24),
 ]  # fmt: skip
@@ -114,6 +122,13 @@ ROTARY_ROWS = [
     Row("RotaryEmbedding", "halves", TURNED, "A:1/0=4 A:1/2=3", opset=23),
     Row("RotaryEmbedding", "interleaved", TURNED.replace("<num_heads", "<interleaved = 1, num_heads"), "A:1/0=4"
         " A:1/1=3", opset=23),
+    Row("RotaryEmbedding", "angles by sample", "(float[3,40] x) => (float[5,8] y) <float[6,3] A, float[6,5,2] c,"
+        " float[6,5,2] d, int64[3] s = {6,5,8}, int64[1] z = {0}> { h = MatMul(A, x) r = Reshape(h, s)"
+        " g = RotaryEmbedding <num_heads = 2> (r, c, d) y = ReduceSum <keepdims = 0> (g, z) }", "A:0=6", opset=23),
+    Row("RotaryEmbedding", "positions by sample", "(float[3,40] x) => (float[5,8] y) <float[6,3] A, float[9,2] c,"
+        " float[9,2] d, int64[6,5] p, int64[3] s = {6,5,8}, int64[1] z = {0}> { h = MatMul(A, x) r = Reshape(h, s)"
+        " g = RotaryEmbedding <num_heads = 2> (r, c, d, p) y = ReduceSum <keepdims = 0> (g, z) }", "A:0=6",
+        "c:0=index", opset=23),
     Row("RotaryEmbedding", "part of the channels", TURNED.replace("<num_heads", "<rotary_embedding_dim = 4, num_heads")
         .replace("7,3]", "7,2]")
         .replace("[2,7,2] y", "[2,7,3] y"), "A:1/0=4 A:1/2=2 A:1/3=2", opset=23),

@@ -37,6 +37,22 @@ SAME += [
     Row("Clip", "no bounds", vector("g = Clip(h)"), AB, opset=13),
     Row("Dropout", "ratio as attribute", vector("g = Dropout <ratio = 0.5> (h)"), AB, opset=7),
     Row("Dropout", "is_test", vector("g = Dropout <is_test = 1> (h)"), AB, opset=6, runs=False),
+    Row(
+        "Dropout",
+        "training mode",
+        vector("g = Dropout(h, r, t)", "float r = {0.5}, bool t = {1}"),
+        "",
+        "A:1=barrier",
+        opset=13,
+        runs=False,
+    ),
+    Row(
+        "CastLike",
+        "units that only give a type",
+        "(float[N,4] x) => (float[N,3] y) <float[4,6] C, float[4,8] A, float[8,3] B>"
+        "{ k = MatMul(x, C) h = MatMul(x, A) g = CastLike(h, k) y = MatMul(g, B) }",
+        "C:1=6 A:1=8",
+    ),
     Row("Dropout", "ratio, mask output", vector("g, m = Dropout(h, r)", "float r = {0.5}"), AB, opset=13),
     Row("Gelu", "tanh", tokens('g = Gelu <approximate = "tanh"> (h)'), AB, opset=20),
 ]

@@ -159,6 +159,8 @@ SIZES = [
     Row("Size", "dynamic batch", "(float[N,4] x) => (float y) <float[4,8] A> { h = MatMul(x, A) s = ReduceSum"
         " <keepdims = 0> (h) n = Size(h)"
         " f = Cast <to = 1> (n) y = Div(s, f) }", "A:1=8"),
+    Row("Size", "of a constant", vector("n = Size(c) f = Cast <to = 1> (n) g = Mul(h, f)", "float[5] c"), "A:1=8",
+        "c:0=structure"),
     Row("ConstantOfShape", "from a measured shape", "(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B>"
         "{ h = MatMul(x, A) s = Shape(h) e = ConstantOfShape <value = float[1] {0.5}> (s) m = Add(h, e) y = MatMul(m,"
         " B) }", "A:1=8"),

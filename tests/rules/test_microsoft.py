@@ -5,10 +5,24 @@ its schemas.
 from __future__ import annotations
 
 import pytest
+from onnx import numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from onnxprune.passes.prune import cut
 from onnxprune.rules import RULES, microsoft
-from tests.common import Row, check_row, check_sensitive, image, tokens, vector
+from onnxprune.validate.surgery_check import surgery_check
+from tests.common import (
+    Row,
+    build,
+    check_row,
+    check_sensitive,
+    feeds_for,
+    image,
+    plans,
+    tokens,
+    typed_model,
+    vector,
+)
 
 MS = "com.microsoft"
 
@@ -358,6 +372,16 @@ def test_row(row: Row) -> None:
 @pytest.mark.parametrize("row", [r for r in ROWS if r.free and r.runs], ids=str)
 def test_check_can_fail(row: Row) -> None:
     check_sensitive(row)
+
+
+def test_experts_see_their_input() -> None:
+    """ONNX Runtime's kernel writes over its input, where nothing else reads it; the check keeps that from happening."""
+    typed = typed_model(build(experts()))
+    masks = next(plans(typed))
+    wrong = cut(typed, masks).to_proto()
+    first = next(t for t in wrong.graph.initializer if t.name == "A")
+    first.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(first)[::-1].copy(), "A"))
+    assert not surgery_check(typed, masks, wrong, feeds_for(typed)).passed
 
 
 def test_every_operator_of_the_runtime_has_a_row_in_the_table() -> None:

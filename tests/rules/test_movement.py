@@ -202,6 +202,8 @@ SPATIAL = [
         "3,2,1,1"), "A:0/0=2"),
     Row("SpaceToDepth", "blocks of 2", image("g = SpaceToDepth <blocksize = 2> (h)").replace("3,8,1,1", "3,32,1,1"),
         "A:0=8"),
+    Row("SpaceToDepth", "channels outside", image('g = SpaceToDepth <blocksize = 2, mode = "CRD"> (h)')
+        .replace("3,8,1,1", "3,32,1,1"), "A:0=8", opset=28, runs=False),
     Row("Resize", "scales", image('g = Resize(h, "", s)', "float[4] s = {1,1,2,2}"), "A:0=8"),
     Row("Resize", "sizes", image('n = Relu(h) g = Resize <mode = "linear"> (n, "", "", s)', "int64[4] s = {2,8,12,12}")
         .replace("[N,2,6,6]", "[2,2,6,6]"), "A:0=8"),

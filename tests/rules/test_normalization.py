@@ -73,6 +73,8 @@ LAYER = [
     Row("MeanVarianceNormalization", "default axes", image("g = MeanVarianceNormalization(h)"), "A:0=8", opset=13),
     Row("MeanVarianceNormalization", "channels and rows", image("g = MeanVarianceNormalization <axes = [1, 2]> (h)"),
         "A:0=8", opset=13),
+    Row("MeanVarianceNormalization", "nothing but units", tokens("g = MeanVarianceNormalization <axes = [2]> (h)"), "",
+        "A:1=normalised", opset=13),
     Row("LpNormalization", "last axis", tokens("g = LpNormalization <p = 2> (h)"), "A:1=8"),
     Row("LpNormalization", "other axis", tokens("g = LpNormalization <p = 1, axis = 1> (h)"), "A:1=8"),
     Row("LRN", "window over channels", image("g = LRN <size = 3> (h)"), "", "A:0=spatial"),

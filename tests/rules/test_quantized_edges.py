@@ -20,15 +20,24 @@ def conv(attributes: str, bias: str = "") -> str:
 
 
 def lstm(attributes: str = "", weights: str = "") -> str:
-    """DynamicQuantizeLSTM with all operands, a scale per gate."""
+    """DynamicQuantizeLSTM with all operands, a scale per row of the gates, and as many zero points: the kernel reads
+    beyond a shorter vector.
+    """
     return (
         "(float[5,N,4] x, int32[N] n) => (float[5,N,3] y) <uint8[1,4,24] W, uint8[1,6,24] R, float[1,48] b,"
-        " float[1,2,6] c, float[1,18] p, float[1,24] s_pos, uint8[1] z = {3}, float[6,3] B, int64[1] one = {1}"
+        f" float[1,2,6] c, float[1,18] p, float[1,24] s_pos, uint8[1,24] z = {{{','.join('3' * 24)}}}, float[6,3] B,"
+        " int64[1] one = {1}"
         f"{weights}> {{ q = com.microsoft.DynamicQuantizeLSTM <hidden_size = 6{attributes}>"
         ' (x, W, R, b, n, c, c, p, s_pos, z, s_pos, z) g = Squeeze(q, one) y = MatMul(g, B) }'
     ).replace("[5,N,", "[5,2,").replace("int32[N]", "int32[2]")  # fmt: skip
 
 
+TWO_WAYS = (
+    "(float[5,2,4] x, int32[2] n) => (float[5,2,3] y) <uint8[2,4,24] W, uint8[2,6,24] R, float[2,48] b, float[2,2,6] c,"
+    " float[2,18] p, float[2] s_pos, uint8[2] z = {3,4}, float[2] t_pos, float[12,3] B, int64[3] s = {5,2,12}> { q ="
+    ' com.microsoft.DynamicQuantizeLSTM <hidden_size = 6, direction = "bidirectional"> (x, W, R, b, n, c, c, p, s_pos,'
+    " z, t_pos, z) r = Transpose <perm = [0,2,1,3]> (q) g = Reshape(r, s) y = MatMul(g, B) }"
+)
 ROWS = [
     Row("QLinearConv", "padding holds the zero point", image(conv("pads = [1,1,1,1]", ", b"), f"{Q}, {CONV},"
         " int8[8,8,3,3] C, int32[8] b"), "A:0=8 C:0=8"),
@@ -55,6 +64,7 @@ ROWS = [
         "g = com.microsoft.DynamicQuantizeMatMul(h, C, s_pos, k, b)", "int8[8,6] C, float[6] s_pos, int8[6] k, float[6]"
         " b").replace("[8,3] B", "[6,3] B"), "A:1=8 C:1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "all operands", lstm(), "W:2/1=6"),
+    Row("com.microsoft.DynamicQuantizeLSTM", "both directions", TWO_WAYS, "W:2/1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "activation that does not keep zero", lstm(
         ', activations = ["Sigmoid","Tanh","Sigmoid"]'), "", "W:2=structure R:1=normalised"),
     Row("com.microsoft.QLinearConcat", "two scales", vector("q = QuantizeLinear(h, s_pos, z) m = MatMul(x, C) r ="
@@ -84,6 +94,9 @@ ROWS = [
     Row("DequantizeLinear", "then reshaped", image("c = DequantizeLinear <axis = 0> (C, s_pos, k) t = Reshape(c, to)"
         " g = Conv(h, t)", "int8[6,8] C, float[6] s_pos, int8[6] k, int64[4] to = {6,8,1,1}")
         .replace("[3,8,1,1] B", "[3,6,1,1] B"), "A:0=8 C:0=6"),
+    Row("DequantizeLinear", "fused with its product", "(float[N,4] x) => (float[N,3] y) <float[4,48] A, int8[48,3] B,"
+        " float s_pos, int8 z = {0}> { h = MatMul(x, A) w = DequantizeLinear(B, s_pos, z) y = MatMul(h, w) }",
+        "A:1=48"),
     Row("DequantizeLinear", "one scale, opset 11", vector("q = QuantizeLinear(h, s_pos, z) d ="
         " DequantizeLinear(q, s_pos, z) g = MatMul(d, C)", "float[8,8] C, float s_pos = {0.05}, int8 z = {7}"),
         "A:1=8 C:1=8", opset=11),

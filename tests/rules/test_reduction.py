@@ -54,6 +54,9 @@ ROWS += [
         "{ h = MatMul(x, A) k = MatMul(x, C) c = Concat <axis = 1> (h, k) y = ReduceMean(c, one) }", "A:1=8 C:1=6"),
     Row("ReduceMax", "integers", "(float[N,4] x) => (int32[N] y) <float[4,8] A, int64[1] one = {1}>"
         "{ h = MatMul(x, A) i = Cast <to = 6> (h) y = ReduceMax <keepdims = 0> (i, one) }", "A:1=8"),
+    *(Row(op, "booleans", "(float[N,5,4] x) => (bool[N,5] y) <float[4,8] A, int64[1] last = {-1}, float s = {"
+        f"{bound}}}> {{ h = MatMul(x, A) b = Less(h, s) y = {op} <keepdims = 0> (b, last) }}", "A:1=8")
+      for op, bound in (("ReduceMax", -3), ("ReduceMin", 3))),
     Row("ReduceSum", "axes at run time", "(float[5,4] x, int64[1] axes) => (float y) <float[4,8] A>"
         "{ h = MatMul(x, A) s = ReduceSum(h, axes) y = ReduceSum <keepdims = 0> (s) }", "", "A:1=operand"),
     Row("ReduceMean", "pooling, then dense", image("p = ReduceMean(h, last) f = Flatten(p) g = MatMul(f, C)",
@@ -78,6 +81,11 @@ POOLS += [
         f"{{ h = MatMul(x, A) y = {op}(h) }}", free, frozen)
     for op, free, frozen in (("GlobalAveragePool", "A:1=8", ""), ("GlobalMaxPool", "A:1=8", ""), ("GlobalLpPool", "",
         "A:1=spatial"))
+]  # fmt: skip
+POOLS += [
+    Row("GlobalMaxPool", "two prunable axes, before Where", "(float[N,4] x) => (float[N,2,1,1] y) <float[4,48] A,"
+        " int64[4] s = {0,2,4,6}> { h = MatMul(x, A) f = Reshape(h, s) y = GlobalMaxPool(f) }",
+        "A:1/1=4 A:1/2=6", "f:1=graph-output", opset=8),
 ]  # fmt: skip
 
 ORDER = [
