@@ -30,7 +30,7 @@ class GateResult:
     def to_dict(self) -> dict[str, Any]:
         return {
             "gate": self.gate,
-            "value": self.value if math.isfinite(self.value) else None,
+            "value": None if self.value is None or math.isinf(self.value) else self.value,
             "limit": self.limit,
             "passed": self.passed,
             "detail": self.detail,
