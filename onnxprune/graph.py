@@ -386,11 +386,10 @@ def outline(graph: Graph) -> str:
         f"const {n}: {'sparse ' * (n in sparse)}{TensorProto.DataType.Name(t.data_type).lower()}{list(t.dims)}"
         for n, t in graph.tensors.items()
     ]
-    for node in graph.nodes:
-        attrs = ", ".join(sorted(_attribute_text(a) for a in node.attribute))
-        lines.append(
-            f"{', '.join(node.output)} = {node.op_type}({', '.join(node.input)})" + (f" {{{attrs}}}" if attrs else "")
-        )
+    for node, wires in zip(graph.nodes, graph.wires, strict=True):
+        attrs = ", ".join(sorted([_attribute_text(a) for a in node.attribute]))
+        made, read = ", ".join(wires.outputs), ", ".join(wires.inputs)
+        lines.append(f"{made} = {node.op_type}({read})" + (f" {{{attrs}}}" if attrs else ""))
     return "\n".join(lines + [f"out {o.name}: {_type_text(o.type)}" for o in graph.outputs])
 
 

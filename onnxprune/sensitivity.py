@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from onnx import TensorProto
 
@@ -178,6 +177,8 @@ def measure(
     """Probe every dim on some samples, and scale its curve to what the outputs say. `jobs` probes run at once, through
     joblib, so that its back ends (processes, Dask, Ray) can spread them; `tell` hears how many are done.
     """
+    from joblib import Parallel, delayed  # which takes as long as onnx to import
+
     graph = calibration.typed.graph
     feeds = _first(calibration.feeds, samples)
     want = _outputs(graph, feeds)

@@ -112,7 +112,7 @@ class _Surgeon:
         """Slice a constant for each use; uses that agree share one constant, and it keeps its name if all do."""
         groups: dict[bytes, list[Use]] = {}
         for use in uses:
-            key = b"|".join(np.packbits(self.kept(e)).tobytes() for e in use.axes)
+            key = b"|".join([np.packbits(self.kept(e)).tobytes() for e in use.axes]) if len(uses) > 1 else b""
             groups.setdefault(key, []).append(use)
         whole = (
             len(groups) == 1

@@ -6,6 +6,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import onnx_cpp2py_export
@@ -23,6 +24,8 @@ from tests.common import build, free_dims, typed_model
 MODEL = """(float[N,8] x) => (float[N,4] y) <float[8,16] A, float[16,12] B, float[12,10] C, float[10,4] D> {
   a = MatMul(x, A) r = Relu(a) c = MatMul(r, B) n, p = ai.onnx.contrib.NegPos(c)
   m = Add(n, p) e = MatMul(m, C) s = Relu(e) y = MatMul(s, D) }"""
+BESIDE = """(float[N,8] x) => (float[N,4] y, float[N,8] z) <float[8,16] A, float[16,12] B, float[12,4] C> {
+  a = MatMul(x, A) r = Relu(a) c = MatMul(r, B) s = Relu(c) y = MatMul(s, C) n, z = ai.onnx.contrib.NegPos(x) }"""
 UNKNOWN = MODEL.replace("m = Add(n, p)", "m = com.example.Unknown(n, p)")
 NOT_LIBRARIES = {  # a file, what the message must hold
     "missing": (lambda folder: folder / "gone.so", "No such file"),
@@ -102,6 +105,15 @@ def test_inside_of_a_function(library: str) -> None:
     state = State(load(model, library))
     PassManager(parse(PREPARE, PASSES)).run(state)
     assert free_dims(state.typed) == "A:1=16 C:1=10"
+
+
+def test_criteria_run_the_model_too(library: str) -> None:
+    """What is beside the operator is differentiated, and its activations are looked at."""
+    model = build(BESIDE)
+    data = {"x": np.random.default_rng(0).standard_normal((32, 8)).astype(np.float32)}
+    for criterion in ("fisher", "wanda", "obs"):
+        result = onnxprune.prune(model, ratio=0.3, criterion=criterion, data=data, custom_op_library=library)
+        assert result.report.cuts and result.report.surgery_check is not None, criterion
 
 
 def test_threads_do_not_see_each_others_libraries(library: str) -> None:

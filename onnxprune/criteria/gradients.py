@@ -31,8 +31,9 @@ from onnxprune.criteria.padding import with_plain_padding
 from onnxprune.errors import InputError
 from onnxprune.feeds import Shape
 from onnxprune.graph import FLOATS, Graph
-from onnxprune.sessions import Feeds, session
+from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import Trace, trace
+from onnxprune.writing import serialize
 
 Array = NDArray[Any]
 SAMPLES = 256  # more say little more
@@ -113,8 +114,7 @@ class _Adjoint:
         model, self.ones, self.places = _gated(graph, gates, shapes)
         self.outputs = [o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATS]
         made = _differentiate(model, list(self.ones), self.outputs, who)
-        self.session = session(made.SerializeToString())
-        self.plain = session(model.SerializeToString())
+        self.session, self.plain = (session(Program(serialize(m), libraries=graph.libraries)) for m in (made, model))
 
     def run(
         self, sample: Feeds, label: Array | None, curvature: bool, rng: np.random.Generator, check: bool

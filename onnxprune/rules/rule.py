@@ -224,7 +224,7 @@ class Node:
             for e in axes:
                 self.freeze(e, "operand")
         elif value.size == len(axes):
-            self.edit(i, *(e if int(v) > 0 else None for e, v in zip(axes, value.reshape(-1), strict=True)))
+            self.edit(i, *(e if int(v) > 0 else None for e, v in zip(axes, value.reshape(-1).tolist(), strict=True)))
         else:
             raise Barrier("rule-mismatch", f"{value.size} sizes for {len(axes)} axes")
 
