@@ -19,10 +19,10 @@ Numerics = Mapping[str, Mapping[str, float | None]]
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate that was tried: the number it was held to (None: not finite), the limit, and what the number is."""
+    """A gate that was tried: the number it was held to (it may be infinite), the limit, and what the number is."""
 
     gate: str
-    value: float | None
+    value: float
     limit: float
     passed: bool
     detail: str
@@ -30,7 +30,7 @@ class GateResult:
     def to_dict(self) -> dict[str, Any]:
         return {
             "gate": self.gate,
-            "value": None if self.value is None or math.isinf(self.value) else self.value,
+            "value": self.value if math.isfinite(self.value) else None,
             "limit": self.limit,
             "passed": self.passed,
             "detail": self.detail,
@@ -38,8 +38,7 @@ class GateResult:
 
     def __str__(self) -> str:
         sign = ("<=" if self.passed else ">") if self.gate.startswith("max") else (">=" if self.passed else "<")
-        value = "not finite" if self.value is None else _text(self.value)
-        return f"{option(self.gate)} {value} {sign} {_text(self.limit)} ({self.detail})"
+        return f"{option(self.gate)} {_text(self.value)} {sign} {_text(self.limit)} ({self.detail})"
 
 
 def _limit(text: str, low: float, high: float = math.inf, metavar: str = "X") -> Any:
@@ -92,7 +91,7 @@ class Gates:
         found: list[GateResult] = []
         for gate, limit in self.given.items():
             value, detail = _measured(gate, latency, numerics, size_bytes)
-            passed = value is not None and (value <= limit if gate.startswith("max") else value >= limit)
+            passed = value <= limit if gate.startswith("max") else value >= limit
             found.append(GateResult(gate, value, limit, passed, detail))
         return found
 
@@ -106,7 +105,7 @@ def option(gate: str) -> str:
     return "--" + gate.replace("_", "-")
 
 
-def _measured(gate: str, latency: Comparison | None, numerics: Numerics, size_bytes: int) -> tuple[float | None, str]:
+def _measured(gate: str, latency: Comparison | None, numerics: Numerics, size_bytes: int) -> tuple[float, str]:
     if gate == "max_bytes":
         return size_bytes, "bytes of the file"
     if gate == "max_latency_ratio":
@@ -115,23 +114,8 @@ def _measured(gate: str, latency: Comparison | None, numerics: Numerics, size_by
         timing = latency.timings[-1]
         return timing.ci95[1], f"upper end of the 95 % interval, median {timing.ratio:.6g}, {latency.rounds} rounds"
     key = gate.removeprefix("max_").removeprefix("min_")
-    rows = {n: _number(key, row) for n, row in numerics.items() if _applies(key, row)}
+    rows = {n: value for n, row in numerics.items() if (value := row[key]) is not None}
     if not rows:
         raise InputError(f"cannot try {option(gate)}: no output of this model has a {key}")
-    worst = max if gate.startswith("max") else min
-    name = next((n for n, v in rows.items() if v is None), None) or worst(rows, key=lambda n: rows[n] or 0.0)
+    name = (max if gate.startswith("max") else min)(rows, key=lambda n: rows[n])
     return rows[name], f"output {name!r}"
-
-
-def _applies(key: str, row: Mapping[str, float | None]) -> bool:
-    """Whether an output has such a number: class scores and labels an agreement, floats (they have a largest error)
-    the others.
-    """
-    return row[key] is not None if key == "top1_agreement" else row["max_abs"] is not None
-
-
-def _number(key: str, row: Mapping[str, float | None]) -> float | None:
-    """None where it cannot be told: one of the two is all zeros, or the result is not finite. Equal outputs have
-    cosine 1, zeros too.
-    """
-    return 1.0 if key == "cosine" and row["max_abs"] == row["rel_l2"] == 0 else row[key]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
-
-T = TypeVar("T")
+from typing import Protocol
 
 
 class Progress(Protocol):
@@ -16,10 +13,3 @@ class Progress(Protocol):
 
 def silent(text: str, done: float = 0, total: float = 0, /) -> None:
     """Tell nobody."""
-
-
-def counted(items: Sequence[T], text: str, progress: Progress) -> Iterator[T]:
-    """The items, each told before it is handed out."""
-    for k, item in enumerate(items):
-        progress(text, k, len(items))
-        yield item

@@ -100,14 +100,14 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
     """Compare with the original and read the metric at every stage; GateError if the pruned model does not run, or a
     lossless cut changed the outputs.
     """
-    progress("comparison with the original")
     comparison, largest = numerics.Comparison(), _LargestError()
-    watchers: list[numerics.Watcher] = [comparison, largest]
+    told = _Told(progress, facts.outputs.count * _models(state))
+    watchers: list[numerics.Watcher] = [comparison, largest, told]
     try:
         if facts.yardstick is None:
             facts.outputs.watch(numerics.runner(program(state.graph)), watchers)
         else:
-            _read(report, facts.yardstick, state, watchers)
+            _read(report, facts.yardstick, state, watchers, told)
     except numerics.DoesNotRun as error:  # the original does
         raise GateError(f"{error}; this is a bug of onnxprune, nothing was saved", report) from error
     report.numerics, report.numerics_on = comparison.table(), facts.measured_on
@@ -124,7 +124,14 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
         )
 
 
-def _read(report: Report, yardstick: Yardstick, state: State, watchers: Sequence[numerics.Watcher]) -> None:
+def _models(state: State) -> int:
+    """How many models `_read` runs."""
+    return 1 if not state.recoveries else 2 + (len(state.recoveries) - 1) * (len(state.cuts) > 1)
+
+
+def _read(
+    report: Report, yardstick: Yardstick, state: State, watchers: Sequence[numerics.Watcher], told: numerics.Watcher
+) -> None:
     """The metric of the original, after removal and after recovery, or after each step."""
     report.metrics.append(yardstick.read("original"))
     if not state.recoveries:
@@ -132,9 +139,24 @@ def _read(report: Report, yardstick: Yardstick, state: State, watchers: Sequence
         return
     steps = state.recoveries[:-1] if len(state.cuts) > 1 else []
     for k, step in enumerate(steps):
-        report.metrics.append(yardstick.read(f"step {k + 1}", program(step.after)))
-    report.metrics.append(yardstick.read("removed", program(state.recoveries[-1].before)))
+        report.metrics.append(yardstick.read(f"step {k + 1}", program(step.after), [told]))
+    report.metrics.append(yardstick.read("removed", program(state.recoveries[-1].before), [told]))
     report.metrics.append(yardstick.read("recovered", program(state.graph), watchers, "the pruned model"))
+
+
+class _Told:
+    """A watcher: how many feeds it has seen, for who waits."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._seen, self._total = progress, 0, total
+        self._tell()
+
+    def add(self, want: numerics.Outputs, got: numerics.Outputs, labels: Labels) -> None:
+        self._seen += 1
+        self._tell()
+
+    def _tell(self) -> None:
+        self._progress("comparison with the original", self._seen, self._total)
 
 
 class _LargestError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import time
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 import onnxprune
-from onnxprune.progress import counted, silent
+from onnxprune.reading import load
 from onnxprune.report import live
 from onnxprune.report.live import shown
 from onnxprune.validate import latency
@@ -48,25 +49,20 @@ def test_nothing_is_drawn_where_nobody_looks(terminal: bool, quiet: bool, monkey
     assert drawn(monkeypatch, terminal, quiet) == ""
 
 
-def test_counted_tells_each_item_before_it_comes() -> None:
-    told: list[tuple[object, ...]] = []
-    seen = [(item, told[-1]) for item in counted("ab", "text", lambda *args: told.append(args))]
-    assert seen == [("a", ("text", 0, 2)), ("b", ("text", 1, 2))]
-    silent("text", 1, 2)
-
-
-def test_stages_of_a_run_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("data", "steps", "feeds"), [(None, 1, 2), (70, 1, 2 * 3), (70, 2, 3 * 3)])
+def test_stages_of_a_run_are_told(data: int | None, steps: int, feeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """70 samples are three feeds; with data, the model is compared after removal and recovery, and after a step."""
     monkeypatch.setattr(latency, "MAX_ROUNDS", 9)
-    told: list[tuple[str, float]] = []
+    told: list[tuple[str, float, float]] = []
+    x = None if data is None else {"x": np.random.default_rng(0).standard_normal((data, 4)).astype(np.float32)}
     onnxprune.api.run(
-        onnxprune.reading.load(build(MLP)),
-        budget=onnxprune.plan.Budget(ratio=0.5),
-        progress=lambda text, done=0, total=0, /: told.append((text, total)),
+        load(build(MLP)),
+        budget=onnxprune.plan.Budget(ratio=0.5, steps=steps),
+        data=x,
+        progress=lambda text, done=0, total=0, /: told.append((text, done, total)),
     )
-    stages = dict.fromkeys(text for text, _ in told)
-    assert list(stages)[-4:] == ["running the original", "surgery check", "comparison with the original", "latency"]
-    assert {text for text, total in told if total} == {
-        "running the original",
-        "comparison with the original",
-        "latency",
-    }
+    stages = list(dict.fromkeys(text for text, _, _ in told))
+    assert "running the original" in stages and "fold-constants" in stages
+    assert stages[-3:] == ["surgery check", "comparison with the original", "latency"]
+    assert [t[1:] for t in told if t[0] == stages[-2]] == [(k, feeds) for k in range(feeds + 1)]
+    assert all(0 <= done <= total for _, done, total in told if total) and any(total for *_, total in told[-3:])

@@ -70,7 +70,7 @@ class Original:
         self.data = data
         self._model, self._title, self._on = model, title, on
         self._kept: list[Outputs] | None = None
-        self.samples = 0  # how many there are, once all were seen
+        self.samples = self.count = 0  # how many samples and feeds there are, once all were seen
 
     def __iter__(self) -> Iterator[tuple[Feeds, Labels, Outputs]]:
         if self._kept is not None:
@@ -79,17 +79,17 @@ class Original:
             return
         run = self.runner()
         kept: list[Outputs] = []
-        size = samples = 0
+        size = samples = count = 0
         for feeds, labels in self.data:
             want = run(feeds)
-            samples += sample_count(feeds)
+            samples, count = samples + sample_count(feeds), count + 1
             size += sum(a.nbytes for a in want.values() if isinstance(a, np.ndarray))
             if size <= KEPT_BYTES:
                 kept.append(want)
             else:
                 kept.clear()
             yield feeds, labels, want
-        self.samples = samples
+        self.samples, self.count = samples, count
         if size <= KEPT_BYTES:
             self._kept = kept
 
