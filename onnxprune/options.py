@@ -229,6 +229,9 @@ class OutputOptions:
         Path | None, typer.Option("-o", "--output", metavar="OUT.onnx", help="Where to write the pruned model.")
     ] = None
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write the report as a page to look at.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,7 @@ CONFIG = {
     "prune": (BudgetOptions, ChoiceOptions, RecoverOptions, TestOptions, CheckOptions, BenchOptions),
     "gates": (Gates,),
 }
-CONFIG_TOO = {"prune": {"passes": str, "json": Path}}  # of groups that are the command line's otherwise
+CONFIG_TOO = {"prune": {"passes": str, "json": Path, "report": Path}}  # of groups that are the command line's otherwise
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
