@@ -136,8 +136,8 @@ class _Side:
         nodes = typed.graph.nodes
         macs = {i: sum(t.at(sizes) for t in terms) for i, terms in cost.macs_by_node(typed).items()}
         params = self._params()
-        firsts = [typed.axes[i.name][:1] for i in typed.graph.inputs if i.name in typed.axes] if batch > 1 else []
-        self.batch, self.by_sample = batch, {d for axes in firsts for e in axes for d in atoms(e)}
+        others = {s[0] for i in typed.graph.inputs if (s := typed.facts.other.shapes[i.name])} if batch > 1 else set()
+        self.batch, self.other_batch = batch, others.pop() if len(others) == 1 else batch
         self.place = {name: i for i, node in enumerate(nodes) if (name := _made(node.output))}
         self.costs = [_Costs(params.get(i, 0), macs.get(i, 0) // batch, self._entries(i)) for i in range(len(nodes))]
 
@@ -165,14 +165,15 @@ class _Side:
 
     def shape(self, name: str) -> list[int] | None:
         """Sizes of a tensor as it is left, for one sample."""
-        axes = self.typed.axes.get(name)
-        if axes is not None:
-            return [size_under(e, self.sizes) // (self.batch if self._is_batch(e) else 1) for e in axes]
-        traced = self.typed.facts.shapes.get(name)
-        return None if traced is None else list(traced)
-
-    def _is_batch(self, axis: Expr) -> bool:
-        return bool(self.by_sample) and any(d in self.by_sample for d in atoms(axis))
+        axes, traced = self.typed.axes.get(name), self.typed.facts.shapes.get(name)
+        if traced is None:
+            return None
+        sizes = list(traced) if axes is None else [size_under(e, self.sizes) for e in axes]
+        other = self.typed.facts.other_shapes.get(name, ())
+        if self.batch == self.other_batch or len(other) != len(sizes):
+            return sizes
+        grows = [n * self.other_batch == m * self.batch for n, m in zip(traced, other, strict=True)]
+        return [n // self.batch if by_sample else n for n, by_sample in zip(sizes, grows, strict=True)]
 
 
 class _Reader:

@@ -63,7 +63,13 @@ def tiles(saved: Saved) -> list[tuple[str, list[Tile]]]:
         passed = sum(g.flag("passed") for g in gates)
         tone = "good" if passed == len(gates) else "bad"
         right.append(Tile(f"{passed} of {plural(len(gates), 'gate')} passed", "", "limits set for this result", tone))
-    return [("What it brought", brought), ("What it cost", [_quality(saved)]), ("Is it right?", right)]
+    planned = saved.text("outcome") == "dry run"
+    title = "What it would bring" if planned else "What it brought"
+    return [
+        (title, brought),
+        ("What it would cost" if planned else "What it cost", [_quality(saved)]),
+        ("Is it right?", right),
+    ]
 
 
 def _speed(latency: Saved) -> Tile:
@@ -141,7 +147,7 @@ def milliseconds(value: float) -> str:
 def metric(name: str, value: float | None) -> str:
     if value is None:
         return "not finite"
-    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.4g}"
+    return f"{100 * value:.1f}{NO_BREAK}%" if name in SHARES else f"{value:.4g}"
 
 
 def stage(name: str) -> str:
