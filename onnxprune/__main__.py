@@ -45,6 +45,7 @@ from onnxprune.options import (
     given,
     grouped,
     settings,
+    shape,
 )
 from onnxprune.outputs import Outputs
 from onnxprune.passes import PASSES, PREPARE
@@ -270,7 +271,7 @@ def bench(
     with live.shown(quiet) as step:
         found = benchmark(
             models,
-            shapes=dict(map(_shape, options.get("shape", []))),
+            shapes=dict(map(shape, options.get("shape", []))),
             settings=settings(options),
             libraries=options.get("custom_op_library", ()),
             seconds=seconds,
@@ -282,15 +283,6 @@ def bench(
     if json_file:
         write_atomic(json_file, json.dumps(found.to_dict(), indent=1).encode())
     show_benchmark(terminal.console(quiet), found)
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """An input and its shape from `NAME:1x3x224x224`."""
-    name, _, sizes = text.rpartition(":")
-    parts = sizes.split("x")
-    if not name or not all(p.isascii() and p.isdigit() and int(p) for p in parts):
-        raise InputError(f"cannot read the shape {text!r}: write it as NAME:1x3x224x224")
-    return name, tuple(map(int, parts))
 
 
 def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:

@@ -27,15 +27,14 @@ from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_step
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove
+from onnxprune.proof import Original, look, measure, prove, time_both
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
 from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sensitivity import Sensitivity, analyse
-from onnxprune.sessions import CPU, Feeds, Libraries, Settings, program
+from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.validate import latency, numerics
-from onnxprune.validate.profile import profile
 
 NO_DATA = "a metric needs data to be measured on: give --data"
 GatesLike = Gates | Mapping[str, float]
@@ -228,7 +227,7 @@ def run(
             prove(report, facts, state, base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
             feeds = next(iter(tests), {}) if tests else facts.random[0]
-            _time(report, [graph, state.graph], feeds, settings, bench_seconds, seed, profiled, progress)
+            time_both(report, [graph, state.graph], feeds, settings, bench_seconds, seed, profiled, progress)
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
 
@@ -242,22 +241,6 @@ def _telling_failures() -> Iterator[None]:
         if isinstance(error.report, Report):
             error.report.failure = str(error)
         raise
-
-
-def _time(
-    report: Report,
-    pair: Sequence[Graph],
-    feeds: Feeds,
-    settings: Settings,
-    seconds: float,
-    seed: int,
-    profiled: bool,
-    progress: Progress,
-) -> None:
-    """The latency of both models, and where it goes if that is asked for and can be told."""
-    report.latency_ms = latency.compare([program(g) for g in pair], feeds, settings, seconds, seed, progress)
-    if profiled and settings.provider == CPU:
-        report.profile = profile(pair, feeds, settings, seconds, seed, progress)
 
 
 def _try(gates: Gates, report: Report, dry_run: bool) -> None:
