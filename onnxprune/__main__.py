@@ -45,12 +45,16 @@ from onnxprune.options import (
     given,
     grouped,
     settings,
+    shape,
 )
+from onnxprune.outputs import Outputs
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.reading import blaming, load
 from onnxprune.report import live, terminal
+from onnxprune.report.about import typed
 from onnxprune.report.benchmark import show_benchmark
+from onnxprune.report.html import page
 from onnxprune.report.plots import curves_svg
 from onnxprune.report.report import Report, finite
 from onnxprune.sensitivity import Sensitivity
@@ -98,6 +102,7 @@ def _root(
 @app.command()
 @grouped
 def prune(
+    context: typer.Context,
     model: Model,
     budget: BudgetGroup,
     choice: ChoiceGroup,
@@ -116,14 +121,11 @@ def prune(
     --lossless.
     """
     options = _merged(config, gates, budget, choice, recovery, inputs, checks, timing, steps, written)
-    output, report_path = written.output, _path(options.get("json"))
-    if not steps.dry_run:
-        _require_output(output)
-    sources = (options.get(n) for n in ("data", "test_data", "sensitivity"))
-    check_paths((model, config, *sources), output, report_path, written.plan)
+    files = Outputs.of(options, written, steps.dry_run)
+    files.check(model, config, *(options.get(n) for n in ("data", "test_data", "sensitivity")))
     chosen, curves = _budget(options), _read(_path(options.get("sensitivity")), Sensitivity.from_json)
-    shown = _shower(quiet, model, None if steps.dry_run else output, verbose or steps.dry_run)
-    with _reported(report_path, shown), live.shown(quiet) as step:
+    shown = _shower(quiet, model, files.made, verbose or steps.dry_run)
+    with files.reported(shown), live.shown(quiet) as step:
         result = api.run(
             load(model, options.get("custom_op_library", ())),
             budget=chosen,
@@ -131,10 +133,11 @@ def prune(
             passes=options.get("passes"),
             dry_run=steps.dry_run,
             verify_each=steps.verify_each,
+            about=typed(context.obj, model, files.made),
             progress=step,
             **_measured(options),
         )
-        _write(result, None if steps.dry_run else output, report_path, written.plan)
+        files.write(result)
     shown(result.report)
     if steps.dry_run:
         terminal.show_plan(terminal.console(quiet), result.plan, result.report.dims)
@@ -143,6 +146,7 @@ def prune(
 @app.command()
 @grouped
 def apply(
+    context: typer.Context,
     plan: Annotated[
         Path, typer.Argument(metavar="PLAN", help="A plan saved by `onnxprune prune --plan`.", show_default=False)
     ],
@@ -159,19 +163,19 @@ def apply(
 ) -> None:
     """Carry out a saved plan on the model that it was made for. Of a config, what is said of the plan is left aside."""
     options = _merged(config, gates, recovery, inputs, checks, timing, written)
-    output, report_path = written.output, _path(options.get("json"))
-    _require_output(output)
-    check_paths((plan, model, config, options.get("data"), options.get("test_data")), output, report_path)
+    files = Outputs.of(options, written)
+    files.check(plan, model, config, options.get("data"), options.get("test_data"))
     loaded = _read(plan, Plan.from_json) or Plan({})
     graph = load(model, options.get("custom_op_library", ()))
     if loaded.model != graph.fingerprint():
         raise InputError(
             f"the plan {plan} was made for another model: structure {loaded.model}, this file has {graph.fingerprint()}"
         )
-    shown = _shower(quiet, model, output, verbose)
-    with _reported(report_path, shown), live.shown(quiet) as step:
-        result = api.run(graph, plan=loaded, progress=step, **_measured(options))
-        _write(result, output, report_path, None)
+    shown = _shower(quiet, model, files.made, verbose)
+    with files.reported(shown), live.shown(quiet) as step:
+        about = typed(context.obj, model, files.made)
+        result = api.run(graph, plan=loaded, about=about, progress=step, **_measured(options))
+        files.write(result)
     shown(result.report)
 
 
@@ -267,7 +271,7 @@ def bench(
     with live.shown(quiet) as step:
         found = benchmark(
             models,
-            shapes=dict(map(_shape, options.get("shape", []))),
+            shapes=dict(map(shape, options.get("shape", []))),
             settings=settings(options),
             libraries=options.get("custom_op_library", ()),
             seconds=seconds,
@@ -279,15 +283,6 @@ def bench(
     if json_file:
         write_atomic(json_file, json.dumps(found.to_dict(), indent=1).encode())
     show_benchmark(terminal.console(quiet), found)
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """An input and its shape from `NAME:1x3x224x224`."""
-    name, _, sizes = text.rpartition(":")
-    parts = sizes.split("x")
-    if not name or not all(p.isascii() and p.isdigit() and int(p) for p in parts):
-        raise InputError(f"cannot read the shape {text!r}: write it as NAME:1x3x224x224")
-    return name, tuple(map(int, parts))
 
 
 def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
@@ -302,7 +297,8 @@ def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """What `prune` and `apply` tell `api.run` alike."""
     named = ("samples", "metric", "seed", "check", "recover", "gates", "bench_seconds")
     data = {n: _source(options, options.get(n)) for n in ("data", "test_data")}
-    return {n: options[n] for n in named if n in options} | data | {"settings": settings(options)}
+    timed = {"settings": settings(options), "profiled": bool(options.get("report"))}
+    return {n: options[n] for n in named if n in options} | data | timed
 
 
 def _source(options: dict[str, Any], path: str | Path | None) -> DataLike | None:
@@ -332,20 +328,18 @@ def _shower(quiet: bool, model: Path, output: Path | None, verbose: bool) -> Cal
     return lambda report: terminal.show_report(out, report, model.name, output.name if output else "", verbose)
 
 
-@contextmanager
-def _reported(path: Path | None, show: Callable[[Report], None]) -> Iterator[None]:
-    """When a check or gate fails nothing is saved, but the JSON report, which says what failed, if it is asked for; and
-    where gates were tried the report is shown.
-    """
-    try:
-        yield
-    except GateError as error:
-        if isinstance(error.report, Report):
-            if path:
-                write_atomic(path, error.report.to_json().encode())
-            if error.report.gates:
-                show(error.report)
-        raise
+@app.command()
+def report(
+    saved: Annotated[
+        Path, typer.Argument(metavar="REPORT.json", help="What `--json` of prune or apply wrote.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT.html", help="Where to write the page.", show_default=False)
+    ],
+) -> None:
+    """Make the HTML report again from a report in JSON."""
+    check_paths((saved,), output)
+    write_atomic(output, (_read(saved, page) or "").encode())
 
 
 @app.command()
@@ -365,20 +359,6 @@ def _budget(options: dict[str, Any]) -> Budget | None:
     return api.choose_budget(
         options.get("passes"), **{n: tuple(v) if isinstance(v, list) else v for n, v in chosen.items()}
     )
-
-
-def _require_output(output: Path | None) -> None:
-    if output is None:
-        raise InputError("give the output with -o OUT.onnx (or --dry-run to stop at the plan)")
-
-
-def _write(result: api.PruneResult, output: Path | None, report: Path | None, plan: Path | None) -> None:
-    if report:
-        write_atomic(report, result.report.to_json().encode())
-    if plan:
-        write_atomic(plan, result.plan.to_json().encode())
-    if output:
-        result.graph.save(output)
 
 
 def _typed(graph: Graph) -> TypedGraph:
@@ -430,7 +410,8 @@ def _fewer_collections() -> Iterator[None]:
 
 def _main(argv: list[str] | None) -> int:
     try:
-        code = app(args=argv, prog_name="onnxprune", standalone_mode=False)
+        words = sys.argv[1:] if argv is None else argv
+        code = app(args=words, prog_name="onnxprune", standalone_mode=False, obj=words)
         if code == INTERRUPTED:  # how typer passes it on
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0

@@ -6,7 +6,8 @@ Nothing is printed, nothing given is changed, nothing is shared between calls: s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
@@ -26,9 +27,11 @@ from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_step
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove
+from onnxprune.proof import Original, look, measure, prove, time_both
 from onnxprune.reading import ModelLike, blaming, load
-from onnxprune.report.report import BeforeAfter, Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.report.about import UNTOLD, About, called
+from onnxprune.report.anatomy import BeforeAfter, anatomy
+from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.validate import latency, numerics
@@ -121,6 +124,7 @@ def prune(
         InputError: the model, an option, the data or the metric cannot be used, or a gate cannot be measured.
         GateError: the surgery check failed or a gate was missed; the result must not be used.
     """
+    about = called(prune, locals())
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
         criterion=criterion, normalise=normalise, round_to=round_to, include=_patterns(include),
@@ -128,7 +132,7 @@ def prune(
     )  # fmt: skip
     return run(
         load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
-        samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
+        samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates, about=about,
     )  # fmt: skip
 
 
@@ -147,9 +151,10 @@ def apply(
     custom_op_library: Libraries = (),
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
+    about = called(apply, locals())
     return run(
         load(model, custom_op_library), plan=plan, recover=recover, data=data, test_data=test_data, samples=samples,
-        metric=metric, seed=seed, check=check, gates=gates,
+        metric=metric, seed=seed, check=check, gates=gates, about=about,
     )  # fmt: skip
 
 
@@ -188,9 +193,13 @@ def run(
     gates: GatesLike | None = None,
     settings: Settings = latency.ONE_THREAD,
     bench_seconds: float = 1.0,
+    profiled: bool = False,
+    about: About = UNTOLD,
     progress: Progress = silent,
 ) -> PruneResult:
-    """The flow behind `prune` and `apply`, with the command line's further options."""
+    """The flow behind `prune` and `apply`, with the command line's further options. `profiled`: see which operators got
+    faster, for the report.
+    """
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     given, tests = _samples(graph, data, test_data, samples, seed)
@@ -200,25 +209,38 @@ def run(
     check = check and not foreign
     _require_data(budget, metric, tests, check)
     steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
-    with blaming(graph):
+    with blaming(graph), _telling_failures():
         state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
         state.curves = curves.curves_for(state.model) if curves else None
         facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
         manager = PassManager(steps, verify_each)
-        searched = budget is not None and budget.max_drop is not None
-        results = _search(manager, state, facts, progress) if searched else manager.run(state, progress)
+        if budget is not None and budget.max_drop is not None:
+            results, curves = _search(manager, state, facts, curves, progress)
+        else:
+            results = manager.run(state, progress)
         report = _describe(graph, state, results, _notes(foreign, given, tests))
+        report.about, report.sensitivity = about, curves
         if facts:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             prove(report, facts, state, base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
             feeds = next(iter(tests), {}) if tests else facts.random[0]
-            pair = [program(graph), program(state.graph)]
-            report.latency_ms = latency.compare(pair, feeds, settings, bench_seconds, seed, progress)
+            time_both(report, [graph, state.graph], feeds, settings, bench_seconds, seed, profiled, progress)
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
+
+
+@contextmanager
+def _telling_failures() -> Iterator[None]:
+    """A report says itself why its result must not be used."""
+    try:
+        yield
+    except GateError as error:
+        if isinstance(error.report, Report):
+            error.report.failure = str(error)
+        raise
 
 
 def _try(gates: Gates, report: Report, dry_run: bool) -> None:
@@ -248,15 +270,18 @@ def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Sampl
         raise InputError(f"max_drop {budget.max_drop} needs {why}")
 
 
-def _search(manager: PassManager, first: State, facts: Original | None, progress: Progress) -> list[PassResult]:
+def _search(
+    manager: PassManager, first: State, facts: Original | None, curves: Sensitivity | None, progress: Progress
+) -> tuple[list[PassResult], Sensitivity | None]:
     """Run the passes at several budgets in MACs, and leave `first` as the run that keeps the fewest of those at which
-    the metric loses no more than allowed.
+    the metric loses no more than allowed. The error curves are measured if they are needed and not given.
     """
     budget = first.budget
     if budget is None or budget.max_drop is None or facts is None or facts.yardstick is None:
         raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
-    if first.curves is None and budget.scope == "global" and budget.criterion in ("", OBS):
-        first.curves = _sensitivity(first, progress).curves
+    if curves is None and budget.scope == "global" and budget.criterion in ("", OBS):
+        curves = _sensitivity(first, progress)
+        first.curves = curves.curves
     low, high = 0.0, 1.0
     best: tuple[State, list[PassResult]] | None = None
     for k in range(SEARCHES):
@@ -275,7 +300,7 @@ def _search(manager: PassManager, first: State, facts: Original | None, progress
     if best is None:
         raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
     vars(first).update(vars(best[0]))
-    return best[1]
+    return best[1], curves
 
 
 def _sensitivity(state: State, progress: Progress, jobs: int = 1) -> Sensitivity:
@@ -377,10 +402,15 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     last = state.cuts[-1].typed if state.cuts else typed
     left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
     plan = state.done
+    made = (state.graph.params(), state.graph.size_bytes())
+    if state.dry_run:  # what the plan would leave
+        made = (cost.params(last).at(left), cost.bits(last).at(left) // 8)
     report = Report(
-        params=BeforeAfter(graph.params(), state.graph.params()),
+        params=BeforeAfter(graph.params(), made[0]),
         macs=BeforeAfter(macs.at({}) // batch, (macs if last is typed else cost.macs(last)).at(left) // batch),
-        bytes=BeforeAfter(graph.size_bytes(), state.graph.size_bytes()),
+        bytes=BeforeAfter(graph.size_bytes(), made[1]),
+        dry_run=state.dry_run,
+        anatomy=anatomy(typed, last, left, batch),
         dims=dim_counts(typed, [plan]),
         passes=results,
         cuts=cut_rows(plan),

@@ -103,15 +103,18 @@ def macs(typed: TypedGraph) -> Polynomial:
     """Multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul, Einsum, recurrent layers and Attention, at the traced
     sizes.
     """
-    terms: list[Term] = []
+    return Polynomial(tuple(t for terms in macs_by_node(typed).values() for t in terms))
+
+
+def macs_by_node(typed: TypedGraph) -> dict[int, list[Term]]:
+    """The terms of every product, by the index of its node."""
+    found: dict[int, list[Term]] = {}
     for i, (wires, signature) in enumerate(zip(typed.graph.wires, typed.signatures, strict=True)):
         if signature.barrier is None and wires.operator in _MACS:
             node = typed.graph.nodes[i]
-            terms += [
-                _term(f"{node.name or node.op_type}#{i}.{k}", axes)
-                for k, axes in enumerate(_MACS[wires.operator](node, signature))
-            ]
-    return Polynomial(tuple(terms))
+            made = _MACS[wires.operator](node, signature)
+            found[i] = [_term(f"{node.name or node.op_type}#{i}.{k}", axes) for k, axes in enumerate(made)]
+    return found
 
 
 def _term(owner: str, axes: Sequence[Expr], share: float = 1.0) -> Term:

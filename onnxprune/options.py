@@ -24,6 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from onnxprune.criteria import CRITERIA, OBS
+from onnxprune.errors import InputError
 from onnxprune.gates import Gates
 from onnxprune.ranking import SCALES, SCOPES
 from onnxprune.sessions import LEVELS, Settings
@@ -229,6 +230,9 @@ class OutputOptions:
         Path | None, typer.Option("-o", "--output", metavar="OUT.onnx", help="Where to write the pruned model.")
     ] = None
     json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON.")] = None
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.html", help="Write the report as a page to look at.")
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -261,7 +265,7 @@ CONFIG = {
     "prune": (BudgetOptions, ChoiceOptions, RecoverOptions, TestOptions, CheckOptions, BenchOptions),
     "gates": (Gates,),
 }
-CONFIG_TOO = {"prune": {"passes": str, "json": Path}}  # of groups that are the command line's otherwise
+CONFIG_TOO = {"prune": {"passes": str, "json": Path, "report": Path}}  # of groups that are the command line's otherwise
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,3 +323,12 @@ def given(*groups: Any) -> dict[str, Any]:
     """What was given of some groups, by name: neither None nor an empty list."""
     found = {f.name: getattr(g, f.name) for g in groups for f in fields(g)}
     return {n: v for n, v in found.items() if v not in (None, [])}
+
+
+def shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """An input and its shape from `NAME:1x3x224x224`."""
+    name, _, sizes = text.rpartition(":")
+    parts = sizes.split("x")
+    if not name or not all(p.isascii() and p.isdigit() and int(p) for p in parts):
+        raise InputError(f"cannot read the shape {text!r}: write it as NAME:1x3x224x224")
+    return name, tuple(map(int, parts))

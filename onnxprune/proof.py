@@ -1,5 +1,5 @@
 """What is proved and measured of a run: the surgery check of every cut, the distance from the original, the metric at
-each stage.
+each stage, the latency.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
 from onnxprune.progress import Progress
 from onnxprune.report.report import Report
-from onnxprune.sessions import Feeds, program
-from onnxprune.validate import numerics
+from onnxprune.sessions import CPU, Feeds, Settings, program
+from onnxprune.validate import latency, numerics
+from onnxprune.validate.profile import profile
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
@@ -122,6 +123,22 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
             f"lossless pruning changed the outputs by {largest.error:.2g} (limit {limit:.0e}): nothing was saved",
             report,
         )
+
+
+def time_both(
+    report: Report,
+    pair: Sequence[Graph],
+    feeds: Feeds,
+    settings: Settings,
+    seconds: float,
+    seed: int,
+    profiled: bool,
+    progress: Progress,
+) -> None:
+    """The latency of both models, and where it goes if that is asked for and can be told."""
+    report.latency_ms = latency.compare([program(g) for g in pair], feeds, settings, seconds, seed, progress)
+    if profiled and settings.provider == CPU:
+        report.profile = profile(pair, feeds, settings, seconds, seed, progress)
 
 
 def _models(state: State) -> int:

@@ -34,7 +34,7 @@ LAYERS = (
     "report",
     "proof",
     "api options",
-    "config",
+    "config outputs",
     "__main__",
 )
 RANK = {name: k for k, line in enumerate(LAYERS) for name in line.split()}

@@ -18,18 +18,18 @@ from onnxprune.inference import TypedGraph
 from onnxprune.manager import Mended, PassResult
 from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
+from onnxprune.report.about import UNTOLD, About
+from onnxprune.report.anatomy import Anatomy, BeforeAfter
+from onnxprune.sensitivity import Sensitivity
 from onnxprune.validate.latency import Comparison
+from onnxprune.validate.profile import Profile
 from onnxprune.validate.surgery_check import SurgeryCheck
 from onnxprune.version import __version__
 
-
-@dataclass(frozen=True)
-class BeforeAfter:
-    before: int
-    after: int
-
-    def to_dict(self) -> dict[str, int]:
-        return {"before": self.before, "after": self.after}
+FORMAT, VERSION = "onnxprune report", 1  # what a saved report says that it is
+MAX_CURVES, CURVE_POINTS = 100, 33  # sensitivities kept: dims, and widths of each
+MAX_PROFILED = 25  # nodes that gained most, and that gained least
+EXAMPLES = 3  # frozen dims named for each reason
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Cutting:
 @dataclass
 class Report:
     """What happened. `params`: float elements stored; `macs`: multiply-accumulates at `macs_shapes`; `bytes`: size of
-    the ONNX file.
+    the ONNX file. `failure`: why the result must not be used, if it must not.
     """
 
     params: BeforeAfter
@@ -77,10 +77,21 @@ class Report:
     recovery: list[Mended] = field(default_factory=list)
     unrecovered: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    about: About = UNTOLD
+    dry_run: bool = False
+    failure: str = ""
+    anatomy: Anatomy = field(default_factory=Anatomy)
+    sensitivity: Sensitivity | None = None
+    profile: Profile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report; keys are stable, absent measurements are null."""
         return {
+            "format": FORMAT,
+            "version": VERSION,
+            "outcome": "failed" if self.failure else "dry run" if self.dry_run else "done",
+            "failure": self.failure or None,
+            **asdict(self.about),
             "params": self.params.to_dict(),
             "macs": {**self.macs.to_dict(), "input_shapes": self.macs_shapes},
             "bytes": self.bytes.to_dict(),
@@ -95,15 +106,25 @@ class Report:
             "passes": [{"name": p.name, "modified": p.modified, "seconds": round(p.seconds, 6)} for p in self.passes],
             "cuts": [{"dim": c.dim, "kind": c.kind, "before": c.before, "after": c.after} for c in self.cuts],
             "frozen": [{"dim": f.dim, "reason": f.reason, "where": f.where, "size": f.size} for f in self.frozen],
+            "frozen_reasons": frozen_reasons(self.frozen),
             "refused": [{"dim": d, "reason": r} for d, r in self.refused],
             "recovery": finite([asdict(m) for m in self.recovery]),
             "unrecovered": [{"node": n, "reason": r} for n, r in self.unrecovered],
+            **self.anatomy.to_dict(),
+            "sensitivity": finite(_sensitivity(self.sensitivity)) if self.sensitivity else None,
+            "profile": _profile(self.profile) if self.profile else None,
             "notes": self.notes,
             "versions": versions(),
         }
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+    def to_html(self) -> str:
+        """The report as a page of its own, the same that is made of `to_json()`."""
+        from onnxprune.report.html import page  # which reads what is written here
+
+        return page(self.to_json())
 
 
 def finite(value: Any) -> Any:
@@ -129,6 +150,55 @@ def _latency(found: Comparison) -> dict[str, Any]:
         **found.to_dict(),
         "times": {"before": before.to_dict()["times_ms"], "after": after.to_dict()["times_ms"]},
     }
+
+
+def _sensitivity(found: Sensitivity) -> dict[str, Any]:
+    """Curves of the dims that lose most with half of their units gone, each at some of its widths."""
+    half = {n: float(c.errors[len(c.order) // 2]) for n, c in found.curves.items()}
+    rows = []
+    for name in sorted(half, key=lambda n: -half[n])[:MAX_CURVES]:
+        curve, probe = found.curves[name], found.probes[name]
+        size = len(curve.order)
+        gone = sorted({*np.linspace(0, size, CURVE_POINTS).astype(int).tolist(), probe.gone})
+        rows.append(
+            {
+                "dim": name,
+                "kind": found.kinds[name],
+                "size": size,
+                "kept": [size - k for k in gone],
+                "errors": [float(curve.errors[k]) for k in gone],
+                "measured": {"kept": size - probe.gone, "error": probe.output},
+            }
+        )
+    return {"samples": found.samples, "left_out": len(half) - len(rows), "dims": rows}
+
+
+def _profile(found: Profile) -> dict[str, Any]:
+    """With the nodes of the result that gained most and least."""
+    rows = found.nodes[0] if found.nodes else ()
+    kept = rows if len(rows) <= 2 * MAX_PROFILED else (*rows[:MAX_PROFILED], *rows[-MAX_PROFILED:])
+    return {**found.to_dict(), "nodes": [r.to_dict() for r in kept], "nodes_left_out": len(rows) - len(kept)}
+
+
+def plain_reason(text: str) -> str:
+    """A reason without the operator or numbers in brackets."""
+    return text.split(" (")[0]
+
+
+def frozen_reasons(rows: Sequence[Frozen]) -> list[dict[str, Any]]:
+    """Frozen dims by reason, the most frequent first, with examples."""
+    groups: dict[str, list[Frozen]] = {}
+    for row in rows:
+        groups.setdefault(plain_reason(row.reason), []).append(row)
+    return [
+        {
+            "reason": reason,
+            "dims": len(found),
+            "units": sum(f.size for f in found),
+            "examples": [{"dim": f.dim, "where": f.where, "size": f.size} for f in found[:EXAMPLES]],
+        }
+        for reason, found in sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    ]
 
 
 def versions() -> dict[str, str]:

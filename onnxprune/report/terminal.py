@@ -17,7 +17,7 @@ from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
-from onnxprune.report.report import Report
+from onnxprune.report.report import Report, plain_reason
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.validate.latency import Timing
 
@@ -177,7 +177,7 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
 
 
 def _show_frozen(out: Console, report: Report) -> None:
-    kinds = Counter(_reason(f.reason) for f in report.frozen)
+    kinds = Counter(plain_reason(f.reason) for f in report.frozen)
     if kinds:
         out.print()
         out.print(
@@ -219,17 +219,12 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
             rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
     if rows.row_count:
         _print_table(out, rows)
-    for reason, n in Counter(_reason(str(d.dim.frozen)) for d in plain).most_common():
+    for reason, n in Counter(plain_reason(str(d.dim.frozen)) for d in plain).most_common():
         out.print(f"and {_plural(n, 'dim')}: {reason}")
 
 
 def _plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _reason(text: str) -> str:
-    """A reason without the operator or numbers in brackets."""
-    return text.split(" (")[0]
 
 
 def _places(info: DimInfo) -> str:
