@@ -25,7 +25,7 @@ from onnxprune.naming import CONVOLUTIONS
 from onnxprune.quantization import stands_for_reals
 from onnxprune.report.condense import Blocks
 
-MAX_LAYERS = 300  # rows; more are summed up
+MAX_LAYERS = 250  # rows; more are summed up
 MAX_BLOCKS = 128
 MAX_OPERATORS = 60
 MAX_NAMED = 6  # operators named in a layer or block
