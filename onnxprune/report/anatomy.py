@@ -15,17 +15,17 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnxprune import cost
 from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
-from onnxprune.graph import Graph, captured, operator
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.naming import CONVOLUTIONS
 from onnxprune.quantization import stands_for_reals
 from onnxprune.report.condense import Blocks
 
-MAX_LAYERS = 300  # rows; more are summed up
+MAX_LAYERS = 250  # rows; more are summed up
 MAX_BLOCKS = 128
 MAX_OPERATORS = 60
 MAX_NAMED = 6  # operators named in a layer or block
@@ -121,8 +121,7 @@ def anatomy(first: TypedGraph, last: TypedGraph, sizes: Mapping[Dim, int], batch
     return _Reader(old, new).read()
 
 
-@dataclass(frozen=True)
-class _Costs:
+class _Costs(NamedTuple):
     params: int = 0
     macs: int = 0
     activations: int = 0
@@ -134,12 +133,15 @@ class _Side:
     def __init__(self, typed: TypedGraph, sizes: Mapping[Dim, int], batch: int) -> None:
         self.typed, self.sizes = typed, sizes
         nodes = typed.graph.nodes
+        self.carriers = [i for i in range(len(nodes)) if not _is_arithmetic(typed, i)]
         macs = {i: sum(t.at(sizes) for t in terms) for i, terms in cost.macs_by_node(typed).items()}
         params = self._params()
         others = {s[0] for i in typed.graph.inputs if (s := typed.facts.other.shapes[i.name])} if batch > 1 else set()
         self.batch, self.other_batch = batch, others.pop() if len(others) == 1 else batch
-        self.place = {name: i for i, node in enumerate(nodes) if (name := _made(node.output))}
-        self.costs = [_Costs(params.get(i, 0), macs.get(i, 0) // batch, self._entries(i)) for i in range(len(nodes))]
+        self.place = {name: i for i, wires in enumerate(typed.graph.wires) if (name := _made(wires.outputs))}
+        self.costs = [_Costs(params.get(i, 0), macs.get(i, 0) // batch) for i in range(len(nodes))]
+        for i in self.carriers:
+            self.costs[i] = self.costs[i]._replace(activations=self._entries(i))
 
     def _params(self) -> dict[int, int]:
         """Weights by node. What several nodes share counts for the first one, and where they are cut differently for
@@ -158,9 +160,7 @@ class _Side:
         return found
 
     def _entries(self, i: int) -> int:
-        if _is_arithmetic(self.typed, i):
-            return 0
-        made = [self.shape(name) for name in self.typed.graph.nodes[i].output if name]
+        made = [self.shape(name) for name in self.typed.graph.wires[i].outputs if name]
         return sum(math.prod(shape) for shape in made if shape is not None)
 
     def shape(self, name: str) -> list[int] | None:
@@ -183,7 +183,7 @@ class _Reader:
         self.inputs = [i.name for i in self.graph.inputs]
         self.start = len(self.inputs)  # numbers of blocks: inputs, nodes, outputs
         self.end = self.start + len(self.graph.nodes)
-        self.anchors = {i for i in range(len(self.graph.nodes)) if _is_anchor(self.typed, i, old.costs[i].macs)}
+        self.anchors = {i for i in old.carriers if old.costs[i].macs or _picks(self.graph, i)}
 
     def read(self) -> Anatomy:
         blocks = self._blocks()
@@ -198,24 +198,24 @@ class _Reader:
 
     def _blocks(self) -> Blocks:
         """Every input, node and output that carries data, the plain ones taken in by their neighbours."""
-        nodes = self.graph.nodes
-        carriers = [i for i in range(len(nodes)) if not _is_arithmetic(self.typed, i)]
+        wires = self.graph.wires
+        carriers = self.old.carriers
         maker = {name: k for k, name in enumerate(self.inputs)}
-        maker |= {name: self.start + i for i in carriers for name in nodes[i].output if name}
+        maker |= {name: self.start + i for i in carriers for name in wires[i].outputs if name}
         edges = [
             (maker[name], self.start + i)
             for i in carriers
-            for name in [*nodes[i].input, *captured(nodes[i])]
+            for name in (*wires[i].inputs, *wires[i].captured)
             if name in maker
         ]
         edges += [(maker[o.name], self.end + k) for k, o in enumerate(self.graph.outputs) if o.name in maker]
         total = [max(1, sum(getattr(c, name) for c in self.old.costs)) for name in ("params", "macs")]
-        light = 1e-3 / max(len(nodes), 1)
+        light = 1e-3 / max(len(wires), 1)
         weights = [light] * (self.end + len(self.graph.outputs))
         for i, c in enumerate(self.old.costs):
             weights[self.start + i] += c.params / total[0] + c.macs / total[1]
         blocks = Blocks(weights, edges)
-        for i in set(range(len(nodes))) - set(carriers):
+        for i in set(range(len(wires))) - set(carriers):
             blocks.drop(self.start + i)
         blocks.absorb([self.start + i for i in carriers if i not in self.anchors])
         return blocks
@@ -225,7 +225,7 @@ class _Reader:
 
     def _sums(self, nodes: Sequence[int]) -> tuple[BeforeAfter, BeforeAfter]:
         """Params and MACs of some nodes."""
-        after = [self.new.place.get(_made(self.graph.nodes[i].output)) for i in nodes]
+        after = [self.new.place.get(_made(self.graph.wires[i].outputs)) for i in nodes]
         old, new = [self.old.costs[i] for i in nodes], [self.new.costs[j] for j in after if j is not None]
         return (
             BeforeAfter(sum(c.params for c in old), sum(c.params for c in new)),
@@ -240,7 +240,7 @@ class _Reader:
         main = self._main(nodes)
         rest = [_operator(self.graph, i) for i in nodes if i != main]
         shape, width = self._sizes(main)
-        named = clipped(self.graph.nodes[main].name or _made(self.graph.nodes[main].output))
+        named = clipped(self.graph.nodes[main].name or _made(self.graph.wires[main].outputs))
         return Layer(named, _operator(self.graph, main), _named(rest), shape, width, params, macs)
 
     def _order(self, members: Sequence[int]) -> int:
@@ -261,7 +261,7 @@ class _Reader:
         if own or (nodes and not ends):
             last = own[-1] if own else nodes[0]
             kind = "layer" if own else "join"
-            name = self.graph.nodes[last].name or _made(self.graph.nodes[last].output)
+            name = self.graph.nodes[last].name or _made(self.graph.wires[last].outputs)
             shape, width = self._sizes(last)
         else:
             kind = "input" if ends[0] < self.start else "output"
@@ -276,7 +276,7 @@ class _Reader:
 
     def _sizes(self, i: int) -> tuple[dict[str, list[int]], BeforeAfter]:
         """Shape and width of what a node makes."""
-        name = _made(self.graph.nodes[i].output)
+        name = _made(self.graph.wires[i].outputs)
         shape = self._shapes(name)
         axes = self.typed.axes.get(name) or []
         wide = _wide_axes(self.graph, i, axes)
@@ -284,22 +284,16 @@ class _Reader:
         return shape, BeforeAfter(sizes["before"], sizes["after"] if name in self.new.place else 0)
 
     def _operators(self) -> tuple[Operator, ...]:
-        found: dict[str, list[list[_Costs]]] = {}
+        found: dict[str, tuple[list[_Costs], list[_Costs]]] = {}
         for k, side in enumerate((self.old, self.new)):
-            for i, costs in enumerate(side.costs):
-                if not _is_arithmetic(side.typed, i):
-                    found.setdefault(_operator(side.typed.graph, i), [[], []])[k].append(costs)
+            for i in side.carriers:
+                found.setdefault(_operator(side.typed.graph, i), ([], []))[k].append(side.costs[i])
         rows = []
         for name, (old, new) in found.items():
-            sums = (BeforeAfter(sum(c[k] for c in map(_triple, old)), sum(c[k] for c in map(_triple, new))) for k in
-                    range(3))  # fmt: skip
+            sums = (BeforeAfter(sum(c[k] for c in old), sum(c[k] for c in new)) for k in range(3))
             rows.append(Operator(name, BeforeAfter(len(old), len(new)), *sums))
         rows.sort(key=lambda r: (-r.macs.before, -r.params.before, -r.activations.before, r.operator))
         return tuple(rows[:MAX_OPERATORS])
-
-
-def _triple(c: _Costs) -> tuple[int, int, int]:
-    return c.params, c.macs, c.activations
 
 
 def _made(outputs: Sequence[str]) -> str:
@@ -307,21 +301,22 @@ def _made(outputs: Sequence[str]) -> str:
 
 
 def _operator(graph: Graph, i: int) -> str:
-    return clipped(operator(graph.nodes[i]))
+    return clipped(graph.wires[i].operator)
 
 
 def _is_arithmetic(typed: TypedGraph, i: int) -> bool:
     """Whether a node only computes sizes and other small numbers that are known, or holds a constant."""
-    names = [n for n in typed.graph.nodes[i].output if n]
+    names = [n for n in typed.graph.wires[i].outputs if n]
     return all(n in typed.facts.values or n in typed.graph.constants for n in names)
 
 
-def _is_anchor(typed: TypedGraph, i: int, macs: int) -> bool:
-    """Whether a node is a layer of its own: it multiplies, or picks from a matrix of weights."""
-    node, constants = typed.graph.nodes[i], typed.graph.constants
-    matrices = [n for n in node.input if n in constants and sum(size > 1 for size in constants[n].dims) > 1]
-    picks = node.op_type in EMBEDDINGS and matrices and (node.op_type != "Gather" or node.input[0] in matrices)
-    return not _is_arithmetic(typed, i) and bool(macs or picks)
+def _picks(graph: Graph, i: int) -> bool:
+    """Whether a node picks rows of a matrix of weights."""
+    node = graph.nodes[i]
+    if node.op_type not in EMBEDDINGS:
+        return False
+    tables = node.input[:1] if node.op_type == "Gather" else node.input
+    return any(n in graph.constants and sum(size > 1 for size in graph.constants[n].dims) > 1 for n in tables)
 
 
 def _wide_axes(graph: Graph, i: int, axes: Sequence[Expr]) -> list[int]:
@@ -329,7 +324,7 @@ def _wide_axes(graph: Graph, i: int, axes: Sequence[Expr]) -> list[int]:
     free = [k for k, e in enumerate(axes) if any(not d.frozen for d in atoms(e))]
     if free or not axes:
         return free
-    by_channel = operator(graph.nodes[i]) in CONVOLUTIONS or len(axes) > 3
+    by_channel = graph.wires[i].operator in CONVOLUTIONS or len(axes) > 3
     return [min(1, len(axes) - 1)] if by_channel else [len(axes) - 1]
 
 

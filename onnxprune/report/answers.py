@@ -92,11 +92,11 @@ def provider(latency: Saved) -> str:
 
 def _quality(saved: Saved) -> Tile:
     readings = saved.rows("metrics")
-    if readings:
+    if len(readings) > 1:
         first, last = readings[0], readings[-1]
         name = last.text("name")
         value = metric(name, last.number("value"))
-        if len(readings) > 1 and name != "rel-l2":
+        if name != "rel-l2":
             value = f"{metric(name, first.number('value'))} → {value}"
         middle = [f"{metric(name, r.number('value'))} {stage(r.text('stage'))}" for r in readings[1:-1][-1:]]
         words = "; ".join([METRICS.get(name, "a metric of your own"), *middle, samples(last)])

@@ -47,16 +47,17 @@ class Blocks:
         """Join nodes that are no blocks of their own with what comes before them, if that is one block. What nothing
         comes before goes into the first block that it feeds, whose other readers do not show that then.
         """
-        for node in sorted(plain):
-            if len(self.before[node]) == 1:
-                self.join(next(iter(self.before[node])), node)
-        for node in sorted(plain, reverse=True):
-            if node in self.members and not self.before[node] and self.after[node]:
-                first = min(self.after[node])
-                for other in self.after[node] - {first}:
-                    self.before[other].discard(node)
-                self.after[node] = {first}
-                self.join(first, node)
+        left: list[int] = []
+        while left != (left := [n for n in sorted(plain) if n in self.members]):
+            for node in left:
+                if len(self.before[node]) == 1:
+                    self.join(next(iter(self.before[node])), node)
+                elif not self.before[node] and self.after[node]:
+                    first = min(self.after[node])
+                    for other in self.after[node] - {first}:
+                        self.before[other].discard(node)
+                    self.after[node] = {first}
+                    self.join(first, node)
 
     def shrink(self, limit: int) -> None:
         """Join blocks until there are at most `limit` (at least 1) of them."""

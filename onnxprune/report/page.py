@@ -10,14 +10,16 @@ from typing import Any
 from onnxprune.report.answers import METRICS, SHARES, lead, metric, provider, samples, stage, tiles
 from onnxprune.report.drawing import Drawing, draw, essential
 from onnxprune.report.plots import PAGE, Panel, latency_svg, panels_svg, short
-from onnxprune.report.saved import Pair, Saved
+from onnxprune.report.report import EXAMPLES
+from onnxprune.report.saved import Pair, Saved, shown
 
-MAX_ROWS = 300
-MAX_FEW = 60  # rows of lesser tables
+MAX_ROWS = 250  # of layers
+MAX_MANY, MAX_FEW = 100, 50  # rows of other tables
 MAX_COMMAND = 4000  # characters
 MAX_BLOCKS, MAX_EDGES = 160, 1500
 DENSE = 2  # edges for each block: with more, those that other edges imply are left out
 MAX_PANELS = 12
+MAX_POINTS = 256  # of a curve
 MAX_ROUNDS = 4000
 WIDE = 0.1  # an interval of a ratio that is wider says little
 KINDS = {
@@ -77,11 +79,11 @@ def _removed(saved: Saved) -> list[dict[str, Any]]:
 
 def _layers(saved: Saved) -> dict[str, Any]:
     rows = saved.rows("layers")
-    shown: list[dict[str, Any]] = [
+    listed: list[dict[str, Any]] = [
         {
             "name": r.text("node"),
             "operator": r.text("operator"),
-            "fused": r.texts("fused")[:MAX_FEW],
+            "fused": shown(", ".join(r.texts("fused"))),
             "shape": [_shape(r.at("shape"), side) for side in ("before", "after")],
             "width": r.pair("width"),
             "params": r.pair("params"),
@@ -91,10 +93,10 @@ def _layers(saved: Saved) -> dict[str, Any]:
     ]
     rest = saved.at("layers_left_out")
     return {
-        "rows": shown,
-        "most_macs": max((r["macs"].before for r in shown), default=0),
-        "most_params": max((r["params"].before for r in shown), default=0),
-        "more": rest.count("layers") + len(rows) - len(shown),
+        "rows": listed,
+        "most_macs": max((r["macs"].before for r in listed), default=0),
+        "most_params": max((r["params"].before for r in listed), default=0),
+        "more": rest.count("layers") + len(rows) - len(listed),
     }
 
 
@@ -131,7 +133,7 @@ def _block(row: Saved) -> dict[str, Any]:
         "name": row.text("name"),
         "kind": kind,
         "label": ends.get(kind) or (f"{layers} layers" if layers > 1 else _main(kind, operators)),
-        "operators": operators,
+        "operators": shown(", ".join(operators)),
         "layers": layers,
         "shape": [_shape(row.at("shape"), side) for side in ("before", "after")],
         "width": width,
@@ -201,7 +203,7 @@ def _accuracy(saved: Saved) -> dict[str, Any]:
     ]
     mended = [
         {"node": r.text("node"), "before": r.number("before"), "after": r.number("after")}
-        for r in saved.rows("recovery")[:MAX_ROWS]
+        for r in saved.rows("recovery")[:MAX_MANY]
     ]
     name = first.text("name") if first else ""
     return {
@@ -259,9 +261,9 @@ def _sensitivity(saved: Saved) -> dict[str, Any] | None:
     cuts = {r.text("dim"): r.count("after") for r in saved.rows("cuts")}
     panels = []
     for row in found.rows("dims"):
-        kept, errors = row.numbers("kept"), row.numbers("errors")
+        kept, errors = row.numbers("kept")[:MAX_POINTS], row.numbers("errors")[:MAX_POINTS]
         if not kept or len(kept) != len(errors):
-            raise row._wrong("errors", f"list of {len(kept)} numbers")
+            raise row.wrong("errors", f"list of {len(kept)} numbers")
         probe = row.at("measured")
         name, size = row.text("dim"), row.count("size")
         measured = (probe.count("kept"), probe.number("error") or 0.0)
@@ -276,7 +278,7 @@ def _sensitivity(saved: Saved) -> dict[str, Any] | None:
             "chosen": p.chosen,
             "error": None if p.chosen is None else _error(p, p.chosen),
         }
-        for kind, p in panels[:MAX_ROWS]
+        for kind, p in panels[:MAX_MANY]
     ]
     return {
         "svg": panels_svg(drawn, PAGE) if drawn else "",
@@ -302,7 +304,7 @@ def _frozen(saved: Saved) -> list[dict[str, Any]]:
             "reason": r.text("reason"),
             "dims": r.count("dims"),
             "units": r.count("units"),
-            "examples": [(e.text("dim"), e.text("where")) for e in r.rows("examples")[:MAX_FEW]],
+            "examples": [(e.text("dim"), e.text("where")) for e in r.rows("examples")[:EXAMPLES]],
         }
         for r in saved.rows("frozen_reasons")[:MAX_FEW]
     ]
@@ -312,7 +314,7 @@ def _plan(saved: Saved) -> dict[str, Any]:
     cuts = saved.rows("cuts")
     rows: list[dict[str, Any]] = [
         {"dim": r.text("dim"), "kind": r.text("kind"), "units": Pair(r.amount("before"), r.amount("after"))}
-        for r in cuts[:MAX_ROWS]
+        for r in cuts[:MAX_MANY]
     ]
     refused = saved.rows("refused")
     return {
@@ -327,11 +329,7 @@ def _plan(saved: Saved) -> dict[str, Any]:
 def _options(options: Saved) -> list[tuple[str, str]]:
     """Options that were set."""
     given = {k: v for k in options.names() if (v := options.raw(k)) not in (None, False, "", [], {})}
-    return [(short(str(k)), clip(v)) for k, v in list(given.items())[:MAX_FEW]]
-
-
-def clip(value: Any) -> str:
-    return Saved({"v": str(value)}).text("v")
+    return [(shown(k), shown(str(v))) for k, v in list(given.items())[:MAX_FEW]]
 
 
 def _made(saved: Saved) -> dict[str, Any]:
@@ -341,7 +339,7 @@ def _made(saved: Saved) -> dict[str, Any]:
         "passes": [
             (r.text("name"), f"{r.amount('seconds'):.2f} s", r.flag("modified")) for r in saved.rows("passes")[:MAX_FEW]
         ],
-        "versions": [(clip(k), saved.at("versions").text(k)) for k in saved.at("versions").names()[:MAX_FEW]],
+        "versions": [(shown(k), saved.at("versions").text(k)) for k in saved.at("versions").names()[:MAX_FEW]],
         "notes": saved.texts("notes", MAX_COMMAND)[:MAX_FEW],
-        "inputs": [(clip(k), " × ".join(f"{n:.0f}" for n in shapes.numbers(k))) for k in shapes.names()[:MAX_FEW]],
+        "inputs": [(shown(k), " × ".join(f"{n:.0f}" for n in shapes.numbers(k))) for k in shapes.names()[:MAX_FEW]],
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from onnxprune.errors import InputError
@@ -14,8 +15,9 @@ from onnxprune.report.anatomy import clipped
 from onnxprune.report.report import FORMAT, VERSION
 
 UNSHOWN = ("Cc", "Cf", "Cs", "Co", "Cn")  # control characters, changes of direction, halves of pairs, unassigned ones
-LARGEST = 1e300  # numbers beyond are none
-MAX_NAME = 120  # characters
+LARGEST = 1e21  # numbers beyond are none
+HIDDEN = "\N{REPLACEMENT CHARACTER}"
+MAX_NAME = 120  # bytes of text in the page
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Saved:
     def _at(self, key: str) -> str:
         return f"{self._path}.{key}" if self._path else key
 
-    def _wrong(self, key: str, wanted: str) -> InputError:
+    def wrong(self, key: str, wanted: str) -> InputError:
         return InputError(f"damaged report: {self._at(key)} is no {wanted}")
 
     def names(self) -> list[str]:
@@ -62,21 +64,21 @@ class Saved:
         """Text without what could not be seen; empty for null."""
         value = self.raw(key)
         if not isinstance(value, str) and value is not None:
-            raise self._wrong(key, "text")
+            raise self.wrong(key, "text")
         return shown(value or "", limit)
 
     def number(self, key: str) -> float | None:
         """A number; None for null, which stands for numbers that are not finite as well."""
         value = self.raw(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise self._wrong(key, "number")
+            raise self.wrong(key, "number")
         return None if value is None or not abs(value) <= LARGEST else float(value)
 
     def amount(self, key: str) -> float:
         """A finite number."""
         value = self.number(key)
         if value is None:
-            raise self._wrong(key, "number")
+            raise self.wrong(key, "number")
         return value
 
     def count(self, key: str) -> int:
@@ -85,7 +87,7 @@ class Saved:
     def flag(self, key: str) -> bool:
         value = self.raw(key)
         if not isinstance(value, bool):
-            raise self._wrong(key, "truth value")
+            raise self.wrong(key, "truth value")
         return value
 
     def at(self, key: str) -> Saved:
@@ -97,7 +99,7 @@ class Saved:
     def items(self, key: str) -> list[Any]:
         value = self.raw(key)
         if not isinstance(value, list):
-            raise self._wrong(key, "list")
+            raise self.wrong(key, "list")
         return value
 
     def rows(self, key: str) -> list[Saved]:
@@ -111,14 +113,14 @@ class Saved:
     def texts(self, key: str, limit: int = MAX_NAME) -> list[str]:
         found = self.items(key)
         if not all(isinstance(value, str) for value in found):
-            raise self._wrong(key, "list of texts")
+            raise self.wrong(key, "list of texts")
         return [shown(value, limit) for value in found]
 
     def numbers(self, key: str, count: int | None = None) -> list[float]:
         found = Saved({str(k): v for k, v in enumerate(self.items(key))}, self._at(key))
         values = [found.amount(name) for name in found.names()]
         if count is not None and len(values) != count:
-            raise self._wrong(key, f"list of {count} numbers")
+            raise self.wrong(key, f"list of {count} numbers")
         return values
 
     def pair(self, key: str) -> Pair:
@@ -127,9 +129,14 @@ class Saved:
 
 
 def shown(text: str, limit: int = MAX_NAME) -> str:
-    """Text as it is shown: without characters that cannot be seen, other than ends of lines."""
-    parts = ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) in UNSHOWN and c != "\n" else c for c in text)
-    return clipped("".join(parts), limit)
+    """Text as it is shown: without characters that cannot be seen, other than ends of lines, and of at most `limit`
+    bytes in the page.
+    """
+    parts = (HIDDEN if unicodedata.category(c) in UNSHOWN and c != "\n" else c for c in clipped(text, limit))
+    seen = "".join(parts)
+    while len(escape(seen).encode()) > limit:
+        seen = clipped(seen, len(seen) * 3 // 4)
+    return seen
 
 
 def parse(text: str) -> Saved:
