@@ -19,11 +19,12 @@ from onnxprune.progress import Progress
 from onnxprune.report.report import Report
 from onnxprune.sessions import CPU, Feeds, Settings, program
 from onnxprune.validate import latency, numerics
+from onnxprune.validate.closeness import TOLERANCE, relative_error
 from onnxprune.validate.profile import profile
-from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
+from onnxprune.validate.surgery_check import SurgeryCheck, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
-RANDOM_FEEDS = 2  # one of each kind
+RANDOM_SIZES = (1.0, 1.0, 0.05)  # of a random feed of each kind, and a faint one: biases and tails of activations show
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def look(
 ) -> Original:
     """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
     progress("running the original")
-    random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+    random = [random_feeds(graph, binding, seed + k, size) for k, size in enumerate(RANDOM_SIZES)]
     on = "the random inputs" if tests is None else "the data"
     pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
     outputs = numerics.Original(partial(program, graph), pairs, on=on)

@@ -1,9 +1,8 @@
 """The surgery check (translation validation): the pruned model must equal the masked original, on random inputs and on
 data.
 
-Both compute the same numbers in another order, so they agree to rounding. How much rounding there is, is measured: the
-masked original is run with and without ONNX Runtime's optimisations, and on inputs off by a rounding, which
-re-associate sums too. The tolerance is the base, or a small multiple of that noise.
+Both compute the same numbers in another order, so they agree to rounding (`closeness`). Where activations are rounded
+to integers, a step is no rounding error: both are compared section by section then (`sections`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
@@ -23,28 +21,29 @@ from onnxprune.graph import Graph, from_proto, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import rounds
 from onnxprune.sessions import Feeds, Program, program, session, watched
+from onnxprune.validate import ties
+from onnxprune.validate.closeness import (
+    NOISE_FACTOR,
+    NOISE_LIMIT,
+    SMALLEST,
+    TOLERANCE,
+    base_tolerance,
+    nudged,
+    relative_error,
+)
 from onnxprune.validate.masked import masked_original
+from onnxprune.validate.sections import Sections, find_cuts
 
-TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more
-TOLERANCE_HALF = 2e-2  # float16 and bfloat16 carry 11 and 8 bits
-NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
-NOISE_LIMIT = 5e-3  # above this, noise is no excuse
-EPSILON = 2.0**-23  # of float32
-SMALLEST = 1e-6  # outputs below this are taken for rounding of zero
 OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runtime 1.31 writes its result over
 SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
 MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
-FLIPPED = 0.1  # share of an output's slices that may differ where a graph rounds activations to integers: a sum that
-# re-associates next to a tie moves by one step, and all that follows with it. Ties were met in up to 4 % of the slices
-# of 8-bit models; kernels and scales that were one unit off changed 69 % and more, scales of a bias less than ties do
-FLIP_LIMIT = 0.2  # how far such a slice may be off: one step of 8 bits in 1/127, several layers deep up to 0.07
-FLIP_FEEDS = 16  # further random inputs to tell ties, which are rare, from mistakes
-LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may flip where two scores tie
 
 
 @dataclass(frozen=True)
 class SurgeryCheck:
-    """Largest error over all outputs and inputs tried, relative to the largest entry of the output."""
+    """Largest error over all outputs and inputs tried, relative to the largest entry of the output; of a check section
+    by section, over all tensors that enter a rounding too.
+    """
 
     passed: bool
     max_rel_err: float
@@ -73,44 +72,55 @@ def surgery_check(
     result = from_proto(pruned, libraries=typed.graph.libraries) if isinstance(pruned, ModelProto) else pruned
     behind = saturated(typed, result)
     names = [o.name for o in typed.graph.outputs] + [n for n in behind.values() if n not in behind]
-    reference = program(_watched(masked_original(typed, masks, original), names))
-    made = program(_watched(result, names))
+    masked = _watched(masked_original(typed, masks, original), names)
+    reference, made = program(masked), program(_watched(result, names))
     want = _reference_outputs(reference, names, feeds)
     try:
         got = _outputs(made, names, feeds)
     except Exception as refusal:  # ONNX Runtime's own exceptions share no base class
         return SurgeryCheck(False, np.inf, TOLERANCE, f"ONNX Runtime, which refuses the pruned model: {refusal}")
-    floors = [1.0 if n in behind else SMALLEST for n in names]
-    error, worst = _largest(want, got, names, floors)
-    tolerance = _base(want)
+    floors = {n: 1.0 if n in behind else SMALLEST for n in names}
+    error, worst = _largest(want, got, floors)
+    tolerance = base_tolerance(a for row in want for a in row)
     if not _says_something(want):
         return SurgeryCheck(False, float(error), tolerance, "any output: none is finite on these inputs (give --data)")
+    left: tuple[str, ...] = ()
+    if np.isfinite(error) and any(map(rounds, result.nodes)):
+        sections, left = _cut_up(typed, masks, masked, result, floors)
+        if sections is not None:
+            return _by_section(sections, feeds, error)
     if tolerance < error <= NOISE_LIMIT:
-        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, names, floors))
-    if tolerance < error <= FLIP_LIMIT and any(map(rounds, typed.graph.nodes)):
-        more = [*feeds, *(random_feeds(typed.graph, typed.facts.binding, k) for k in range(FLIP_FEEDS))]
-        share = _flipped(_reference_outputs(reference, names, more), _outputs(made, names, more), tolerance)
-        if share <= FLIPPED:
-            return SurgeryCheck(True, float(error), FLIP_LIMIT, f"{share:.1%} differ by a rounding to integers")
+        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, floors))
+    if left and tolerance < error <= ties.LIMIT:
+        more = [*feeds, *(random_feeds(typed.graph, typed.facts.binding, k) for k in range(ties.FEEDS))]
+        want, got = _reference_outputs(reference, names, more), _outputs(made, names, more)
+        share = ties.share_off(want, got, tolerance)
+        if share <= ties.SHARE:
+            told = f"{share:.1%} of an output's slices differ: {left[0]!r} rounds where the graph cannot be cut"
+            return SurgeryCheck(True, float(error), ties.LIMIT, told)
     passed = bool(error <= tolerance)
     return SurgeryCheck(passed, float(error), tolerance, "" if passed else worst)
 
 
-def _flipped(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], tolerance: float) -> float:
-    """The share of slices along axis 0 that differ by more than the tolerance, in the output where it is largest."""
-    shares = []
-    for columns in zip(*(zip(left, right, strict=True) for left, right in zip(want, got, strict=True)), strict=True):
-        off = np.concatenate([_slices_off(a, b, tolerance) for a, b in columns])
-        shares.append(float(off.mean()) if off.size else 0.0)
-    return max(shares, default=0.0)
+def _cut_up(
+    typed: TypedGraph, masks: dict[Dim, Mask], masked: Graph, pruned: Graph, floors: dict[str, float]
+) -> tuple[Sections | None, tuple[str, ...]]:
+    """Both graphs in sections, or the nodes that round where one cannot cut."""
+    cuts = find_cuts(typed, masked, pruned)
+    if cuts.left:  # the file may lack what inlining made
+        masked = masked_original(typed, masks)
+        cuts = find_cuts(typed, masked, pruned)
+    return (None if cuts.left else Sections(typed, masks, masked, pruned, cuts, floors)), cuts.left
 
 
-def _slices_off(want: Any, got: Any, tolerance: float) -> NDArray[np.bool_]:
-    if not isinstance(want, np.ndarray) or not np.issubdtype(want.dtype, np.number):
-        return np.zeros(0, bool)
-    a, b = (np.nan_to_num(np.atleast_1d(x).astype(np.float64), posinf=0, neginf=0) for x in (want, got))
-    largest = np.abs(a).max(initial=0) if want.dtype.kind == "f" else 0.0
-    return np.asarray((np.abs(a - b) > tolerance * largest).reshape(len(a), -1).any(axis=1))
+def _by_section(sections: Sections, feeds: Sequence[Feeds], error: float) -> SurgeryCheck:
+    """The verdict of the sections; `error` is that of whole runs."""
+    found = sections.check(feeds)
+    passed = bool(found.error <= found.tolerance)
+    told = f"section by section ({len(sections.cuts.entries)} cuts)"
+    if error > found.tolerance:
+        told += f"; in whole, ties of roundings move outputs by {error:.1e}"
+    return SurgeryCheck(passed, float(found.error), found.tolerance, told if passed else found.detail)
 
 
 def saturated(typed: TypedGraph, pruned: Graph) -> dict[str, str]:
@@ -134,19 +144,12 @@ def _noise(
     model: Program,
     feeds: Sequence[Feeds],
     want: Sequence[Sequence[Any]],
-    names: Sequence[str],
-    floors: Sequence[float],
+    floors: dict[str, float],
 ) -> float:
     """How far rounding alone moves the outputs: without optimisations, and with inputs off by one part in 2^23."""
-    plain, _ = _largest(want, _outputs(model, names, feeds, optimise=False), names, floors)
-    moved, _ = _largest(want, _reference_outputs(model, names, [_nudged(f) for f in feeds]), names, floors)
+    plain, _ = _largest(want, _outputs(model, [*floors], feeds, optimise=False), floors)
+    moved, _ = _largest(want, _reference_outputs(model, [*floors], [nudged(f) for f in feeds]), floors)
     return max(plain, moved)
-
-
-def _nudged(feeds: Feeds) -> Feeds:
-    rng = np.random.default_rng(0)
-    off = {n: a * (1 + rng.choice([-EPSILON, EPSILON], a.shape)) for n, a in feeds.items() if a.dtype.kind == "f"}
-    return {n: off[n].astype(a.dtype) if n in off else a for n, a in feeds.items()}
 
 
 def _says_something(outputs: Sequence[Sequence[Any]]) -> bool:
@@ -178,38 +181,11 @@ def _outputs(model: Program, names: Sequence[str], feeds: Sequence[Feeds], optim
 
 
 def _largest(
-    want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], names: Sequence[str], floors: Sequence[float]
+    want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], floors: dict[str, float]
 ) -> tuple[float, str]:
     rows = [
         (relative_error(a, b, floor), f"output {name!r}, input {k}")
         for k, (left, right) in enumerate(zip(want, got, strict=True))
-        for name, floor, a, b in zip(names, floors, left, right, strict=True)
+        for (name, floor), a, b in zip(floors.items(), left, right, strict=True)
     ]
     return max(rows, key=lambda r: r[0], default=(0.0, ""))
-
-
-def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
-    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that
-    differs, free up to LABEL_MISMATCH.
-    """
-    if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
-        return 0.0 if type(want) is type(got) else np.inf
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return np.inf
-    if not want.size:
-        return 0.0
-    if want.dtype.kind not in "fV":
-        share = float(np.mean(want != got))
-        return 0.0 if share <= LABEL_MISMATCH else share
-    a, b = want.astype(np.float64), got.astype(np.float64)
-    odd = ~np.isfinite(a)
-    if not np.array_equal(odd, ~np.isfinite(b)):
-        return np.inf
-    if odd.all():
-        return 0.0
-    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), floor))
-
-
-def _base(outputs: Sequence[Sequence[NDArray[Any]]]) -> float:
-    floats = [a.dtype for row in outputs for a in row if isinstance(a, np.ndarray) and a.dtype.kind in "fV"]
-    return TOLERANCE if all(k.itemsize >= 4 for k in floats) else TOLERANCE_HALF
