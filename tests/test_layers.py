@@ -16,6 +16,7 @@ LAYERS = (
     "errors version dims sparse flow functions progress",
     "storage",
     "graph writing evaluate contrib kinds quantization",
+    "ordering",
     "sessions reading",
     "feeds",
     "data",
