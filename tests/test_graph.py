@@ -136,7 +136,8 @@ def test_refused(model: ModelProto, spoil: Callable[[ModelProto], None], message
 
 IN_A_BODY = """(float[N,4] x, bool c) => (float[N,4] y) <float[4,4] A> {
   h = MatMul(x, A) g = Relu(h)
-  y = If <then_branch = t () => (float[N,4] a) { q = Abs(g) a = Neg(q) }, else_branch = e () => (float[N,4] b) { b = Identity(h) }> (c) }"""
+  y = If <then_branch = t () => (float[N,4] a) { q = Abs(g) a = Neg(q) },
+          else_branch = e () => (float[N,4] b) { b = Identity(h) }> (c) }"""
 
 
 @pytest.mark.parametrize("text", [TEXT, IN_A_BODY], ids=["plain", "body"])

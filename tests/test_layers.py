@@ -19,6 +19,7 @@ LAYERS = (
     "ordering",
     "sessions reading",
     "feeds",
+    "sizing",
     "data",
     "trace",
     "rules",
