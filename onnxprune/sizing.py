@@ -39,11 +39,11 @@ LENGTH_SIZES = (
     (7, 9),
     (5, 6),
     (100, 120),
-    (1, 1),
     (1600, 1920),
     (16000, 19200),
 )
 IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
+OWN_SIZES = 16  # of a model that are tried
 RELATED = 4  # sizes of the table that are tried where lengths depend on each other
 STEPS = (1, 2, 8, 32, 160)  # by which an axis is made longer to see whether it moves
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -173,7 +173,7 @@ def bindings(
     of `known` shapes have these at the first binding.
     """
     seen: list[object] = []
-    for sizes in _candidates(free_axes(graph)):
+    for sizes in _candidates(graph):
         sizes |= {symbol: (n, n) for symbol, n in (given or {}).items()}
         pair = tuple(_bind(graph, {s: n[k] for s, n in sizes.items()}) for k in (0, 1))
         if known:
@@ -192,23 +192,37 @@ def _shifted(known: Mapping[str, Shape], a: Binding, b: Binding) -> tuple[Bindin
     return Binding(first), Binding(moved)
 
 
-def _candidates(free: Sequence[FreeAxis]) -> Iterator[Sizes]:
-    """Sizes by symbol: all axes of a kind alike, from the table; then a past of no length, or one length that is the
-    sum of the others. With several samples, then with one.
+def _candidates(graph: Graph) -> Iterator[Sizes]:
+    """Sizes by symbol: all axes of a kind alike, from the table; near its start also with one length that is the sum of
+    the others, and with a past of no length; at its end with lengths that constants have. With several samples, then
+    with one.
     """
-    kinds = _kinds(free)
+    kinds = _kinds(free_axes(graph))
     lengths = [s for s, k in kinds.items() if k in ("length", "past")]
-    attempts = range(max(len(LENGTH_SIZES), len(IMAGE_SIZES)) if kinds else 1)
-    states = (False, True) if "state" in kinds.values() else (False,)
-    for batch in BATCH_SIZES:
-        for attempt, state in product(attempts, states):
-            yield _sized(kinds, attempt, batch, batch if state else None)
-        for attempt, total in product(attempts[:RELATED], lengths if len(lengths) > 2 else ()):
-            sizes = _sized(kinds, attempt, batch)
-            others = [sizes[s] for s in lengths if s != total]
-            yield sizes | {total: (sum(a for a, _ in others), sum(b for _, b in others))}
-        for attempt in attempts[:RELATED] if "past" in kinds.values() else ():
-            yield _sized(kinds, attempt, batch, past=(0, 0))
+    tries = [*LENGTH_SIZES, *((n, n) for n in _own_sizes(graph)), (1, 1)] if kinds else LENGTH_SIZES[:1]
+    for batch, (k, length) in product(BATCH_SIZES, enumerate(tries)):
+        table = {
+            "batch": batch,
+            "length": length,
+            "past": length,
+            "state": length,
+            "vector": batch if not k else length,
+        }
+        table["image"] = IMAGE_SIZES[min(k, len(IMAGE_SIZES) - 1)]
+        yield (plain := {symbol: table[kind] for symbol, kind in kinds.items()})
+        if "state" in kinds.values():
+            yield plain | {s: batch for s, kind in kinds.items() if kind == "state"}
+        for total in lengths if len(lengths) > 2 and k < RELATED else ():
+            others = [plain[s] for s in lengths if s != total]
+            yield plain | {total: (sum(a for a, _ in others), sum(b for _, b in others))}
+        if "past" in kinds.values() and k < RELATED:
+            yield plain | {s: (0, 0) for s, kind in kinds.items() if kind == "past"}
+
+
+def _own_sizes(graph: Graph) -> list[int]:
+    """Lengths that constants have before their last axis: tables of positions, masks."""
+    sizes = {n for t in graph.constants.values() for n in t.dims[:-1] if len(t.dims) > 1 and n > 1}
+    return sorted(sizes)[:OWN_SIZES]
 
 
 def _kinds(free: Sequence[FreeAxis]) -> dict[str, str]:
@@ -218,23 +232,6 @@ def _kinds(free: Sequence[FreeAxis]) -> dict[str, str]:
         if axis.kind == "batch" or kinds.get(axis.symbol, "vector") == "vector":
             kinds[axis.symbol] = axis.kind
     return kinds
-
-
-def _sized(
-    kinds: Mapping[str, str],
-    attempt: int,
-    batch: tuple[int, int],
-    state: tuple[int, int] | None = None,
-    past: tuple[int, int] | None = None,
-) -> Sizes:
-    length = _at(LENGTH_SIZES, attempt)
-    table = {"batch": batch, "length": length, "image": _at(IMAGE_SIZES, attempt)}
-    table |= {"past": past or length, "state": state or length, "vector": _at((batch, *LENGTH_SIZES), attempt)}
-    return {symbol: table[kind] for symbol, kind in kinds.items()}
-
-
-def _at(table: tuple[tuple[int, int], ...], attempt: int) -> tuple[int, int]:
-    return table[min(attempt, len(table) - 1)]
 
 
 # axes
