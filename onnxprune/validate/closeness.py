@@ -8,6 +8,7 @@ may be off by the base tolerance, or by a small multiple of that noise.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,20 @@ SMALLEST = 1e-6  # outputs below this are taken for rounding of zero
 LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may flip where two scores tie
 
 
-def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
-    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that
-    differs, free up to LABEL_MISMATCH. Infinite where types, shapes or the places of what is not finite differ.
+@dataclass(frozen=True)
+class Slack:
+    """How errors are read: relative to the largest entry, but at least to `floor`; differences up to `step` are free."""
+
+    floor: float = SMALLEST
+    step: float = 0.0
+
+
+PLAIN = Slack()
+
+
+def relative_error(want: Any, got: Any, slack: Slack = PLAIN) -> float:
+    """Largest difference over the largest finite entry of `want`. Integers: the share that differs, free up to
+    LABEL_MISMATCH. Infinite where types, shapes or the places of what is not finite differ.
     """
     if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
         return 0.0 if type(want) is type(got) else np.inf
@@ -42,7 +54,8 @@ def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
         return np.inf
     if odd.all():
         return 0.0
-    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), floor))
+    largest = float(np.abs(a - b)[~odd].max())
+    return 0.0 if largest <= slack.step else float(largest / max(np.abs(a[~odd]).max(), slack.floor))
 
 
 def steps_apart(want: Any, got: Any) -> float:

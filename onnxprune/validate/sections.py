@@ -36,8 +36,9 @@ from onnxprune.sessions import Feeds, program, session, watched
 from onnxprune.validate.closeness import (
     NOISE_FACTOR,
     NOISE_LIMIT,
-    SMALLEST,
+    PLAIN,
     TOLERANCE,
+    Slack,
     base_tolerance,
     relative_error,
     steps_apart,
@@ -131,9 +132,7 @@ class Finding:
 
 
 class Sections:
-    """Both graphs, cut at the entries of their roundings. `names`: outputs that are compared too, relative to at least
-    the entry of `floors`.
-    """
+    """Both graphs, cut at the entries of their roundings. `slack`: how errors of the outputs are read, by name."""
 
     def __init__(
         self,
@@ -142,11 +141,11 @@ class Sections:
         reference: Graph,
         pruned: Graph,
         cuts: Cuts,
-        floors: Mapping[str, float],
+        slack: Mapping[str, Slack],
     ) -> None:
-        self.typed, self.masks, self.reference, self.cuts, self.floors = typed, masks, reference, cuts, floors
-        self.watched = list(dict.fromkeys([*cuts.entries, *cuts.results, *floors]))
-        self._exact = {*cuts.entries, *cuts.results} - floors.keys()
+        self.typed, self.masks, self.reference, self.cuts, self.slack = typed, masks, reference, cuts, slack
+        self.watched = list(dict.fromkeys([*cuts.entries, *cuts.results, *slack]))
+        self._exact = {*cuts.entries, *cuts.results} - slack.keys()
         self._made = self._session(pruned)
 
     @cached_property
@@ -218,7 +217,7 @@ class Sections:
         """Of floats relative to the largest entry; integers must be the same, unless they are an output."""
         if name in self._exact and want.dtype.kind != "f":
             return steps_apart(want, got)
-        return relative_error(want, got, self.floors.get(name, SMALLEST))
+        return relative_error(want, got, self.slack.get(name, PLAIN))
 
     def _noise(self, feed: Feeds, want: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """How far each tensor of the masked original moves without optimisations, section by section. Inputs are not
@@ -229,6 +228,6 @@ class Sections:
         return {n: self._error(n, want[n], plain[n]) for n in want}
 
     def _what(self, name: str) -> str:
-        if name in self.floors:
+        if name in self.slack:
             return f"output {name!r}"
         return f"tensor {name!r}, which a rounding makes" if name in self.cuts.results else f"tensor {name!r}"

@@ -8,7 +8,7 @@ to integers, a step is no rounding error: both are compared section by section t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,19 @@ from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.feeds import random_feeds
-from onnxprune.flow import inner_names
+from onnxprune.flow import LEAVE, inner_names
 from onnxprune.graph import Graph, from_proto, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import rounds
 from onnxprune.sessions import Feeds, Program, program, session, watched
 from onnxprune.validate import ties
 from onnxprune.validate.closeness import (
+    EPSILON,
     NOISE_FACTOR,
     NOISE_LIMIT,
     SMALLEST,
     TOLERANCE,
+    Slack,
     base_tolerance,
     nudged,
     relative_error,
@@ -36,7 +38,9 @@ from onnxprune.validate.sections import Sections, find_cuts
 
 OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runtime 1.31 writes its result over
 SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
+STEP = 2 * EPSILON  # absolute: what an activation that saturates at 1 is exact to, however small its values are
 MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
+KEEPS_STEPS = MOVES | {"Slice", "Split", "Gather", "Concat", "Where", "ReduceMean", "ReduceMax", "If", LEAVE}
 
 
 @dataclass(frozen=True)
@@ -79,18 +83,18 @@ def surgery_check(
         got = _outputs(made, names, feeds)
     except Exception as refusal:  # ONNX Runtime's own exceptions share no base class
         return SurgeryCheck(False, np.inf, TOLERANCE, f"ONNX Runtime, which refuses the pruned model: {refusal}")
-    floors = {n: 1.0 if n in behind else SMALLEST for n in names}
-    error, worst = _largest(want, got, floors)
+    slack = {n: Slack(1.0 if n in behind else SMALLEST, STEP if _in_steps(typed.graph, n) else 0.0) for n in names}
+    error, worst = _largest(want, got, slack)
     tolerance = base_tolerance(a for row in want for a in row)
     if not _says_something(want):
         return SurgeryCheck(False, float(error), tolerance, "any output: none is finite on these inputs (give --data)")
     left: tuple[str, ...] = ()
     if np.isfinite(error) and any(map(rounds, result.nodes)):
-        sections, left = _cut_up(typed, masks, masked, result, floors)
+        sections, left = _cut_up(typed, masks, masked, result, slack)
         if sections is not None:
             return _by_section(sections, feeds, error)
     if tolerance < error <= NOISE_LIMIT:
-        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, floors))
+        tolerance = max(tolerance, NOISE_FACTOR * _noise(reference, feeds, want, slack))
     if left and tolerance < error <= ties.LIMIT:
         more = [*feeds, *(random_feeds(typed.graph, typed.facts.binding, k) for k in range(ties.FEEDS))]
         want, got = _reference_outputs(reference, names, more), _outputs(made, names, more)
@@ -103,14 +107,14 @@ def surgery_check(
 
 
 def _cut_up(
-    typed: TypedGraph, masks: dict[Dim, Mask], masked: Graph, pruned: Graph, floors: dict[str, float]
+    typed: TypedGraph, masks: dict[Dim, Mask], masked: Graph, pruned: Graph, slack: dict[str, Slack]
 ) -> tuple[Sections | None, tuple[str, ...]]:
     """Both graphs in sections, or the nodes that round where one cannot cut."""
     cuts = find_cuts(typed, masked, pruned)
     if cuts.left:  # the file may lack what inlining made
         masked = masked_original(typed, masks)
         cuts = find_cuts(typed, masked, pruned)
-    return (None if cuts.left else Sections(typed, masks, masked, pruned, cuts, floors)), cuts.left
+    return (None if cuts.left else Sections(typed, masks, masked, pruned, cuts, slack)), cuts.left
 
 
 def _by_section(sections: Sections, feeds: Sequence[Feeds], error: float) -> SurgeryCheck:
@@ -140,15 +144,32 @@ def saturated(typed: TypedGraph, pruned: Graph) -> dict[str, str]:
     return found
 
 
+def _in_steps(graph: Graph, name: str) -> bool:
+    """Whether values of a tensor are those of an activation that saturates, or means of them."""
+    todo, seen = [name], {name}
+    while todo:
+        i = graph.producer.get(todo.pop())
+        if i is None:
+            continue
+        if graph.nodes[i].op_type in SATURATING:
+            return True
+        if graph.nodes[i].op_type in KEEPS_STEPS:
+            fresh = set(graph.wires[i].inputs) - seen
+            seen |= fresh
+            todo.extend(fresh)
+    return False
+
+
 def _noise(
     model: Program,
     feeds: Sequence[Feeds],
     want: Sequence[Sequence[Any]],
-    floors: dict[str, float],
+    slack: dict[str, Slack],
 ) -> float:
     """How far rounding alone moves the outputs: without optimisations, and with inputs off by one part in 2^23."""
-    plain, _ = _largest(want, _outputs(model, [*floors], feeds, optimise=False), floors)
-    moved, _ = _largest(want, _reference_outputs(model, [*floors], [nudged(f) for f in feeds]), floors)
+    names, stepless = [*slack], {n: replace(s, step=0.0) for n, s in slack.items()}
+    plain, _ = _largest(want, _outputs(model, names, feeds, optimise=False), stepless)
+    moved, _ = _largest(want, _reference_outputs(model, names, [nudged(f) for f in feeds]), stepless)
     return max(plain, moved)
 
 
@@ -180,12 +201,10 @@ def _outputs(model: Program, names: Sequence[str], feeds: Sequence[Feeds], optim
     return [list(made.run(names, f)) for f in feeds]
 
 
-def _largest(
-    want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], floors: dict[str, float]
-) -> tuple[float, str]:
+def _largest(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], slack: dict[str, Slack]) -> tuple[float, str]:
     rows = [
-        (relative_error(a, b, floor), f"output {name!r}, input {k}")
+        (relative_error(a, b, allowed), f"output {name!r}, input {k}")
         for k, (left, right) in enumerate(zip(want, got, strict=True))
-        for (name, floor), a, b in zip(floors.items(), left, right, strict=True)
+        for (name, allowed), a, b in zip(slack.items(), left, right, strict=True)
     ]
     return max(rows, key=lambda r: r[0], default=(0.0, ""))
