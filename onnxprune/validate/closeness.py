@@ -26,7 +26,7 @@ LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may fli
 
 @dataclass(frozen=True)
 class Slack:
-    """How errors are read: relative to the largest entry, but at least to `floor`; differences up to `step` are free."""
+    """How errors are read: relative to the largest entry, at least to `floor`; differences up to `step` are free."""
 
     floor: float = SMALLEST
     step: float = 0.0
