@@ -15,6 +15,7 @@ from onnxprune.passes import PASSES, in_steps
 from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds
+from onnxprune.sizing import running_pair
 from tests.common import build
 
 RECOVER = in_steps(1, True)
@@ -28,8 +29,8 @@ def feeds_of(graph: Graph, file: str, count: int) -> list[Feeds]:
 
 
 def run(graph: Graph, feeds: list[Feeds], budget: Budget, pipeline: str = RECOVER, samples: int | None = None) -> State:
-    shapes = {n: a.shape for n, a in feeds[0].items()}
-    state = State(graph, shapes, budget, data=feeds, samples=samples or 32 * len(feeds))
+    pair = running_pair(graph, 0, {n: a.shape for n, a in feeds[0].items()})
+    state = State(graph, pair, budget, data=feeds, samples=samples or 32 * len(feeds))
     PassManager(parse(pipeline, PASSES)).run(state)
     return state
 
@@ -201,4 +202,4 @@ def test_odd_data_breaks_nothing(kind: str, pipeline: str) -> None:
 def test_it_needs_data() -> None:
     graph = load(MODELS / "mnist_cnn.onnx")
     with pytest.raises(InputError, match="refit-least-squares needs calibration data: give --data"):
-        PassManager(parse(RECOVER, PASSES)).run(State(graph, {}, Budget(ratio=0.5)))
+        PassManager(parse(RECOVER, PASSES)).run(State(graph, None, Budget(ratio=0.5)))

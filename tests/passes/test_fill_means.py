@@ -36,7 +36,7 @@ def state(text: str, constant: bool = False, data: list[dict[str, np.ndarray]] |
         if tensor.name == "b":
             array[:4] = 1.5
         tensor.raw_data = array.tobytes()
-    return State(load(model), {}, Budget(ratio=0.5, criterion="bn-scale"), data=data, samples=32)
+    return State(load(model), None, Budget(ratio=0.5, criterion="bn-scale"), data=data, samples=32)
 
 
 def run(made: State, pipeline: str = FILL) -> Graph:

@@ -26,7 +26,7 @@ SAMPLED = 1e-3  # of a deviation: statistics are sums in float64 of what the lay
 @pytest.mark.parametrize("text", (CONV.replace("PADS", "pads=[1,1,1,1]"), FOLDED), ids=("BatchNormalization", "folded"))
 def test_means_and_deviations_come_back(text: str) -> None:
     data, last = feeds((3, 7, 6)), "t" if "t = " in text else "y"
-    made = State(load(build(text)), {}, Budget(ratio=0.5, criterion="l2", include=("A",)), data=data, samples=64)
+    made = State(load(build(text)), None, Budget(ratio=0.5, criterion="l2", include=("A",)), data=data, samples=64)
     PassManager(parse("prune", PASSES)).run(made)
     graph, mended, left = recover(made.graph, made.facts, made.cuts, data, 64, MATCH)
     assert mended and not left
@@ -43,7 +43,7 @@ def test_the_scale_of_a_normalisation_is_matched() -> None:
     """What lost channels is normalised by less, and the scale makes up for it."""
     data = [{"x": np.random.default_rng(k).normal(size=(16, 5, 6)).astype(np.float32)} for k in range(4)]
     graph = load(build(NORMALISED, opset=23))
-    made = State(graph, {}, Budget(ratio=0.5, criterion="l2"), data=data, samples=64)
+    made = State(graph, None, Budget(ratio=0.5, criterion="l2"), data=data, samples=64)
     PassManager(parse("prune,match-statistics", PASSES), verify_each=True).run(made)
     (found,) = made.recoveries
     assert [m.node for m in found.mended] == ["t", "y"]
