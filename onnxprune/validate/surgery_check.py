@@ -36,8 +36,8 @@ OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runti
 SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
 STEP = 4 * EPSILON  # absolute: what an activation that saturates at 1 is exact to, however small its values are
 MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
-KEEPS_STEPS = MOVES | set("Slice Split Gather GatherElements GatherND Concat Where Expand Tile Pad TopK".split())
-KEEPS_STEPS |= {"ReduceMean", "ReduceMax", "If", LEAVE}
+MOVES_PARTS = frozenset(("Slice", "Split", "Gather", "GatherElements", "GatherND", "Concat", "Expand", "Tile", "Pad"))
+KEEPS_STEPS = MOVES | MOVES_PARTS | {"Where", "TopK", "ReduceMean", "ReduceMax", "If", LEAVE}
 FLIPPED = 0.1  # share of an output's slices that may differ where a graph rounds activations to integers: a sum that
 # re-associates next to a tie moves by one step, and all that follows with it. Ties were met in up to 4 % of the slices
 # of 8-bit models; kernels and scales that were one unit off changed 69 % and more, scales of a bias less than ties do
