@@ -20,6 +20,7 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.calibration import Calibration
+from onnxprune.cost import Clock
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Shape
@@ -68,7 +69,7 @@ class State:
     """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
     calibration data (`data` is iterated several times, and holds about `samples` samples), error curves that are known
     by dim name, the cuts and recoveries
-    made.
+    made, what sizes cost on this machine.
     """
 
     graph: Graph
@@ -83,6 +84,7 @@ class State:
     seed: int = 0
     curves: Mapping[str, Curve] | None = None
     recoveries: list[Recovery] = field(default_factory=list)
+    clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None

@@ -8,7 +8,7 @@ store     what was measured before on this machine
 clock     these together, for the model and the settings of one run
 """
 
-from onnxprune.timing.clock import Clock, LatencyModel
+from onnxprune.timing.clock import Attempt, Clock, LatencyModel
 from onnxprune.timing.store import Store, cache_folder
 
-__all__ = ["Clock", "LatencyModel", "Store", "cache_folder"]
+__all__ = ["Attempt", "Clock", "LatencyModel", "Store", "cache_folder"]

@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from onnxprune import cost
 from onnxprune.dims import Dim
-from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.progress import Progress, silent
 from onnxprune.sessions import CPU, Feeds, Settings, program
@@ -66,8 +65,22 @@ class LatencyModel:
         return self.at(sizes) / max(self._whole, 1)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a latency, all as shares of the original's: what was asked of the model, what it says of the widths
+    that it chose, and what was measured, with its 95 % interval.
+    """
+
+    asked: float
+    predicted: float
+    measured: float
+    ci95: tuple[float, float]
+
+
 class Clock:
-    """Makes latency models, each once, for models on `feeds` at some settings."""
+    """Makes latency models, each once, for models on `feeds` at some settings. `attempts`: what was tried with them."""
+
+    attempts: tuple[Attempt, ...] = ()
 
     def __init__(
         self, feeds: Feeds, settings: Settings, store: Store | None = None, seed: int = 0, progress: Progress = silent
@@ -136,7 +149,7 @@ class Clock:
         self._known += len(set(questions)) - len(open_)
         self._measured += len(open_)
         micros = [at_widths(part, sizes, self.seed) for group, sizes in open_.values() if (part := group.part)]
-        answers = measure(micros, self.settings, lambda done, total: self.progress("kernels at other widths", done, total))
+        answers = measure(micros, self.settings, partial(self.progress, "kernels at other widths"))
         fresh = {q: ms for q, ms in zip(open_, answers, strict=True) if ms is not None}
         self.store.write(fresh)
         return [(known | fresh).get(q) for q in questions]

@@ -33,7 +33,7 @@ from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.passes.prune import cut
 from onnxprune.sessions import Feeds, Settings, open_session
-from onnxprune.storage import tensor
+from onnxprune.storage import stored_bytes, tensor
 from onnxprune.validate.kernels import REORDERS, kernel_name
 from onnxprune.validate.profile import run_times
 
@@ -64,8 +64,7 @@ class Micro:
 
     @property
     def nbytes(self) -> int:
-        constants = sum(math.prod(t.dims) * 4 for t in self.graph.tensors.values())
-        return constants + sum(a.nbytes for a in self.feeds.values())
+        return sum(map(stored_bytes, self.graph.tensors.values())) + sum(a.nbytes for a in self.feeds.values())
 
 
 def cut_out(typed: TypedGraph, nodes: Sequence[int], blocked: bool = False) -> Part | None:
@@ -196,7 +195,8 @@ def _session(sheet: Sequence[Micro], settings: Settings) -> NDArray[np.float64]:
     for name, owner in _owners(kernels).items():
         if name in times:
             total[owner] += times[name][WARM_UP:] / 1e3
-    return total.min(axis=1)  # what interrupts a kernel only adds to its time
+    fastest: NDArray[np.float64] = total.min(axis=1)  # what interrupts a kernel only adds to its time
+    return fastest
 
 
 def _side_by_side(sheet: Sequence[Micro]) -> tuple[bytes, Feeds]:

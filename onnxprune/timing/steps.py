@@ -19,7 +19,7 @@ from onnxprune.timing.kernels import Group
 
 LEVELS = (32, 16, 8, 4, 2)
 LARGEST = 3  # kernels of a kind that are asked
-EXCESS, NOISE = 0.25, 0.04  # over the line: as a share of what the whole step costs, and of the time
+EXCESS, NOISE = 0.35, 0.04  # over the line: as a share of what the whole step costs, and of the time
 MIN_SHARE = 0.002  # of the model's time: smaller kernels do not bind a dim to their step
 
 Probe = tuple[Group, dict[Dim, int]]

@@ -56,7 +56,8 @@ class Store:
 
     def read(self, questions: Iterable[str]) -> dict[str, float]:
         """Those that are known."""
-        wanted, found = list(dict.fromkeys(questions)), {}
+        wanted = list(dict.fromkeys(questions))
+        found: dict[str, float] = {}
         if self.folder is None or not (self.folder / "times.sqlite").exists():
             return {}
         with suppress(sqlite3.Error, OSError), closing(self._open()) as base:

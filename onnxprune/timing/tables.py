@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.cost import Term
 from onnxprune.dims import Dim, Expr, size_under
-from onnxprune.timing.kernels import Coordinate, Group, elements
+from onnxprune.timing.kernels import Group, elements
 from onnxprune.timing.micro import Sizes
 
 FIXED_MS = 0.002  # of a kernel that only moves data, however small it is
@@ -99,9 +100,8 @@ class Table:
 
     @cached_property
     def values(self) -> NDArray[np.float64]:
-        """Times over the grid, that of the whole widths being 1; wider is never faster."""
-        cube = self.ms.reshape([len(k) for k in self.knots]) / max(self.ms[-1], 1e-9)
-        return cube
+        """Times over the grid, that at the whole widths being 1."""
+        return self.ms.reshape([len(k) for k in self.knots]) / max(float(self.ms[-1]), 1e-9)
 
     def at(self, sizes: Sizes) -> Any:
         """The time as a share of that at the whole widths; an array where a size is one."""
@@ -111,17 +111,18 @@ class Table:
         group = self.grid.group
         if not self.grid.together:
             return [c.at(sizes) for c in group.coordinates]
-        return [sum(_product(t.axes, sizes) * t.coefficient for t in group.products) / sum(t.whole for t in group.products)]
+        now, whole = (sum(_macs(t, at) for t in group.products) for at in (sizes, {}))
+        return [now / whole]
 
 
-def _product(axes: Sequence[Expr], sizes: Sizes) -> Any:
-    return math.prod([size_under(e, sizes) for e in axes])
+def _macs(term: Term, sizes: Sizes) -> Any:
+    return term.coefficient * math.prod([size_under(e, sizes) for e in term.axes])
 
 
 def interpolated(knots: Sequence[NDArray[np.float64]], values: NDArray[np.float64], at: Sequence[Any]) -> Any:
     """Multilinear interpolation of `values` over rising `knots`, one position an axis; outside, the nearest knot."""
     total: Any = 0.0
-    corners = []
+    corners: list[tuple[tuple[Any, Any], ...]] = []
     for knot, x in zip(knots, at, strict=True):
         if len(knot) == 1:
             corners.append(((0, 1.0),))

@@ -176,8 +176,9 @@ def kernel_times(
             progress("profile", k, SESSIONS)
             taken.append(_session(programs, feeds, settings, folder, most, seconds / SESSIONS, rng, first=k == 0))
         made = [onnx.load(folder / f"{k}.onnx", load_external_data=False) for k in range(len(models))]
-    kernels = [_kernels(g, m, [t[k] for t in taken], summary) for k, (g, m) in enumerate(zip(models, made, strict=True))]
-    between = [float(np.median([summary(t[k][BETWEEN]) for t in taken])) for k in range(len(models))]
+    sessions = [[t[k] for t in taken] for k in range(len(models))]
+    kernels = [_kernels(g, m, s, summary) for g, m, s in zip(models, made, sessions, strict=True)]
+    between = [float(np.median([summary(t[BETWEEN]) for t in s])) for s in sessions]
     return kernels, between, sum(len(t[0][BETWEEN]) for t in taken)
 
 
