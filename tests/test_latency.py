@@ -34,6 +34,7 @@ class Machine:
     interrupts: Callable[[str], float] = lambda name: 0.0
     seed: int = 0
     now: float = 0.0
+    worked: float = 0.0
     taken: int = 0
     log: list[tuple[str, str]] = field(default_factory=list)
 
@@ -57,14 +58,16 @@ class Job:
         m.log.append(("run", self.name))
         cost = COSTS[self.name] * self.factor * (1 + m.drift * m.now) * float(np.exp(m.rng.normal(0, m.noise)))
         if m.rng.random() < m.interrupts(self.name):
-            cost += 0.05
+            m.now += 0.05
             m.taken += 1
         m.now += cost
+        m.worked += cost
 
 
 def on(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(latency, "open_session", machine.open)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: machine.now)
+    monkeypatch.setattr(latency.time, "thread_time", lambda: machine.worked)
     monkeypatch.setattr(latency, "_times_taken", lambda: machine.taken)
     return machine
 
@@ -155,8 +158,16 @@ def test_rounds_that_stay_interrupted_are_left_aside_and_counted(monkeypatch: py
 
 def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Machine(interrupts=lambda name: 1), monkeypatch)
+    found = compare(["slow", "fast"], {}, Settings(threads=2), seconds=1)
+    assert found.busy and not found.on_cpu and found.left_aside == 0 and found.timings[0].times_ms.min() > 50
+
+
+def test_on_a_busy_machine_one_thread_is_told_by_its_time_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(Machine(interrupts=lambda name: 1), monkeypatch)
     found = compare(["slow", "fast"], {}, seconds=1)
-    assert found.busy and found.left_aside == 0 and found.timings[0].times_ms.min() > 50
+    assert found.busy and found.on_cpu
+    assert [t.median_ms for t in found.timings] == pytest.approx([4, 1])
+    assert found.timings[1].ci95 == pytest.approx((0.25, 0.25))
 
 
 def test_wide_interval_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
