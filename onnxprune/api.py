@@ -32,6 +32,7 @@ from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
 from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.report.timing import Timing
 from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
@@ -242,6 +243,7 @@ def run(
         state = found.state
         report = _describe(graph, state, found.results, _notes(foreign, given, tests))
         report.about, report.sensitivity = about, curves or found.curves
+        report.timing = Timing.of(state.clock, state.done) if isinstance(state.clock, Clock) else None
         if facts:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph

@@ -16,7 +16,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 
@@ -102,9 +101,9 @@ class Clock:
         return self.cost(typed).multiples
 
     @property
-    def last(self) -> LatencyModel | None:
-        """The model of the first graph."""
-        return next((m for _, m in self._made.values()), None)
+    def first(self) -> tuple[TypedGraph, LatencyModel] | None:
+        """The first graph that it was asked about, and its latency."""
+        return next(iter(self._made.values()), None)
 
     def _model(self, typed: TypedGraph) -> LatencyModel:
         if self.settings.provider != CPU:
@@ -159,15 +158,3 @@ def _question(group: Group, sizes: Mapping[Dim, int]) -> str:
     """What is asked: the kernel, and the size of each of its dims."""
     point = [sizes.get(d, d.size) for c in group.coordinates for d in c.dims]
     return hashlib.sha256(f"{group.question} {point}".encode()).hexdigest()[:32]
-
-
-def told(model: LatencyModel) -> dict[str, Any]:
-    """What was found, as plain data."""
-    return {
-        "whole_ms": model.at({}) / NS,
-        "kernels_ms": (model.at({}) - model.rest) / NS,
-        "micro_models": {"measured": model.measured, "known": model.known},
-        "steps": [
-            {"kind": k, "step": f.step, "kernels": f.kernels, "excess": f.excess} for k, f in model.steps.items()
-        ],
-    }

@@ -139,9 +139,13 @@ def compare(
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
     groups: list[NDArray[np.float64]] = []  # (rounds, models, a Sample's numbers)
+    tries = TRIES
     while len(groups) < MIN_SESSIONS or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
         progress("latency", min(time.perf_counter() - start, seconds), seconds)
-        groups.append(np.array(_rounds(models, feeds, settings, seconds, rng), float))
+        groups.append(np.array(_rounds(models, feeds, settings, seconds, rng, tries), float))
+        tries = (
+            1 if groups[-1][:, :, 2].any(axis=1).all() else TRIES
+        )  # no use where all are interrupted again and again
     quiet = [g[calm] for g in groups if (calm := ~g[:, :, 2].any(axis=1)).any()]
     busy = len(quiet) < MIN_SESSIONS
     on_cpu = busy and settings.threads == 1 and settings.provider == CPU
@@ -152,7 +156,12 @@ def compare(
 
 
 def _rounds(
-    models: Sequence[Runnable], feeds: Feeds, settings: Settings, seconds: float, rng: np.random.Generator
+    models: Sequence[Runnable],
+    feeds: Feeds,
+    settings: Settings,
+    seconds: float,
+    rng: np.random.Generator,
+    tries: int = TRIES,
 ) -> list[list[Sample]]:
     """Rounds of one set of sessions: a sample of each model."""
     began = time.perf_counter()
@@ -162,7 +171,9 @@ def _rounds(
     end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
     rounds: list[list[Sample]] = []
     while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
-        found = {int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)]) for k in rng.permutation(len(models))}
+        found = {
+            int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)], tries) for k in rng.permutation(len(models))
+        }
         rounds.append([found[k] for k in range(len(models))])
     return rounds
 
@@ -197,8 +208,8 @@ def interval(groups: Sequence[Times], seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _calm_sample(job: Any, feeds: Feeds, repeat: int) -> Sample:
-    for _ in range(TRIES):
+def _calm_sample(job: Any, feeds: Feeds, repeat: int, tries: int) -> Sample:
+    for _ in range(tries):
         sample = _sample(job, feeds, repeat)
         if not sample.interrupted:
             break
