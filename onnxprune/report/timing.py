@@ -56,7 +56,7 @@ class Timing:
         largest = sorted(tables.values(), key=lambda t: -t.whole)[:CURVES]
         curves = tuple(w for t in largest if t.table for w in _curves(t, t.table, names))
         predicted = model.ratio(sizes) if sizes else None
-        return Timing(model.at({}) / NS, predicted, model.steps, clock.attempts, curves, model.measured, model.known)
+        return Timing(model.at({}) / NS, predicted, model.steps, clock.attempts, curves, clock.measured, clock.known)
 
     def to_dict(self) -> dict[str, Any]:
         return {

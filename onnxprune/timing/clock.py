@@ -40,16 +40,13 @@ TERM = KernelTerm | cost.Term
 @dataclass(frozen=True, eq=False)
 class LatencyModel:
     """Nanoseconds of a model at any sizes of its dims. `rest`: what is in no kernel; `steps`: by kind of kernel;
-    `multiples`: of every dim a multiple of how many units is to stay; `measured`, `known`: micro-models that were
-    timed, and known from before.
+    `multiples`: of every dim a multiple of how many units is to stay.
     """
 
     terms: tuple[TERM, ...]
     rest: int
     steps: Mapping[str, Found] = field(default_factory=dict)
     multiples: Mapping[Dim, int] = field(default_factory=dict)
-    measured: int = 0
-    known: int = 0
 
     @cached_property
     def _whole(self) -> int:
@@ -77,9 +74,12 @@ class Attempt:
 
 
 class Clock:
-    """Makes latency models, each once, for models on `feeds` at some settings. `attempts`: what was tried with them."""
+    """Makes latency models, each once, for models on `feeds` at some settings. `attempts`: what was tried with them;
+    `measured`, `known`: micro-models that were timed, and known from before.
+    """
 
     attempts: tuple[Attempt, ...] = ()
+    measured = known = 0
 
     def __init__(
         self, feeds: Feeds, settings: Settings, store: Store | None = None, seed: int = 0, progress: Progress = silent
@@ -87,7 +87,7 @@ class Clock:
         self.feeds, self.settings, self.seed, self.progress = feeds, settings, seed, progress
         self.store = store or Store(settings)
         self._made: dict[int, tuple[TypedGraph, LatencyModel]] = {}
-        self._measured = self._known = 0
+        self._times: dict[str, float | None] = {}
 
     def cost(self, typed: TypedGraph) -> LatencyModel:
         """The latency of a graph."""
@@ -108,7 +108,6 @@ class Clock:
     def _model(self, typed: TypedGraph) -> LatencyModel:
         if self.settings.provider != CPU:
             return self._by_macs(typed)
-        self._measured = self._known = 0
         (kernels,), (between,), _ = kernel_times(
             [typed.graph], self.feeds, self.settings, SECONDS, self.seed, self.progress, np.min
         )
@@ -117,7 +116,7 @@ class Clock:
         multiples = rounding(found, steps)
         tables = self._tables(found, multiples)
         terms = tuple(KernelTerm(g, tables.get(g.question)) for g in found)
-        return LatencyModel(terms, round((rest + between) * NS), steps, multiples, self._measured, self._known)
+        return LatencyModel(terms, round((rest + between) * NS), steps, multiples)
 
     def _by_macs(self, typed: TypedGraph) -> LatencyModel:
         found = latency.compare([program(typed.graph)], self.feeds, self.settings, SECONDS, self.seed, self.progress)
@@ -143,15 +142,16 @@ class Clock:
     def _timer(self, probes: Sequence[Probe]) -> list[float | None]:
         """Milliseconds of kernels at some sizes, from the store or measured."""
         questions = [_question(group, sizes) for group, sizes in probes]
-        known = self.store.read(questions)
-        open_ = {q: probe for q, probe in zip(questions, probes, strict=True) if q not in known}
-        self._known += len(set(questions)) - len(open_)
-        self._measured += len(open_)
-        micros = [at_widths(part, sizes, self.seed) for group, sizes in open_.values() if (part := group.part)]
+        asked = {q: probe for q, probe in zip(questions, probes, strict=True) if q not in self._times}
+        stored = self.store.read(asked)
+        fresh = {q: probe for q, probe in asked.items() if q not in stored}
+        micros = [at_widths(part, sizes, self.seed) for group, sizes in fresh.values() if (part := group.part)]
         answers = measure(micros, self.settings, partial(self.progress, "kernels at other widths"))
-        fresh = {q: ms for q, ms in zip(open_, answers, strict=True) if ms is not None}
-        self.store.write(fresh)
-        return [(known | fresh).get(q) for q in questions]
+        made = dict(zip(fresh, answers, strict=True))
+        self.store.write({q: ms for q, ms in made.items() if ms is not None})
+        self._times |= stored | made
+        self.known, self.measured = self.known + len(stored), self.measured + len(fresh)
+        return [self._times[q] for q in questions]
 
 
 def _question(group: Group, sizes: Mapping[Dim, int]) -> str:

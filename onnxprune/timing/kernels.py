@@ -73,11 +73,11 @@ class Group:
     @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
         """What its time depends on."""
-        free = {repr(e): e for axes in self.tensors for e in axes if any(not d.frozen for d in atoms(e))}
+        free = {repr(e): e for axes in self.tensors for e in axes if any(map(_goes, atoms(e)))}
         places: dict[Dim, list[str]] = {}
         for key, e in free.items():
             for d in dict.fromkeys(atoms(e)):
-                if not d.frozen:
+                if _goes(d):
                     places.setdefault(d, []).append(key)
         found: dict[tuple[str, ...], list[Dim]] = {}
         for d, keys in places.items():
@@ -94,7 +94,7 @@ class Group:
         matrix = "MatMul" in self.typed.graph.nodes[self.main].op_type
         found: dict[Dim, int] = {}
         for e in (e for axes in listed for e in (axes[-2:] if matrix else axes)):
-            for d in {d for d in atoms(e) if not d.frozen}:
+            for d in {d for d in atoms(e) if _goes(d)}:
                 grows = size_under(e, {}) - size_under(e, {d: d.size - 1})
                 found[d] = min(found.get(d, grows), grows)
         return found
@@ -127,6 +127,11 @@ class Group:
         value = self.typed.facts.values.get(name)
         small = value is not None and value.dtype.kind in "iub" and value.nbytes <= KNOWN_BYTES
         return value.tobytes() if small and value is not None else None
+
+
+def _goes(d: Dim) -> bool:
+    """Whether units of it can go."""
+    return d.frozen is None and d.size > 1
 
 
 def _pattern(axes: Sequence[Expr] | None, owner: dict[Dim, int]) -> object:

@@ -1,7 +1,7 @@
 """Which widths are worth having: kernels work on blocks of channels, and between two multiples of a block they are as
 slow as at the next one, or much slower, where no kernel for blocks is left.
 
-For every kind of product the largest kernels are timed at widths around one multiple b of 32: b and b + 1, 2, 4 ... 32.
+For every kind of product the largest kernels are timed at widths b and b + 1, 2, 4 ... 32, where b is 64 if that fits.
 From coarse to fine: multiples of s being good, is the width half way between two of them? It is not if it takes clearly
 longer than the straight line between them says. The step is the last s that is good, the largest over inputs and
 outputs of the kind.
@@ -18,6 +18,7 @@ from onnxprune.dims import Dim, atoms
 from onnxprune.timing.kernels import Group
 
 LEVELS = (32, 16, 8, 4, 2)
+BASES = (64, 32, 16)  # the largest that leaves room; few enough units that a block more shows
 LARGEST = 3  # kernels of a kind that are asked
 EXCESS, NOISE = 0.35, 0.04  # over the line: as a share of what the whole step costs, and of the time
 MIN_SHARE = 0.002  # of the model's time: smaller kernels do not bind a dim to their step
@@ -98,8 +99,7 @@ def _series(group: Group) -> list[_Series]:
     made = {d for axes in signature.outputs if axes for e in axes for d in atoms(e)}
     found = []
     for d in _open(group):
-        block = LEVELS[0] if d.size >= 2 * LEVELS[0] else LEVELS[0] // 2
-        base = max(block, d.size // 2 // block * block)
+        base = next(b for b in BASES if d.size >= b + b // 2)
         found.append(_Series(group, d, base, d not in made))
     return found
 
