@@ -18,7 +18,7 @@ from onnxprune import cost
 from onnxprune.criteria import Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
-from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, PassResult, State, parse
@@ -36,6 +36,7 @@ from onnxprune.report.timing import Timing
 from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
+from onnxprune.sizing import running_pair, running_shapes
 from onnxprune.timing import Clock, Store, cache_folder
 from onnxprune.validate import numerics
 from onnxprune.validate.latency import ONE_THREAD
@@ -229,22 +230,26 @@ def run(
     _require_data(budget, metric, tests, check, dry_run)
     steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
     with blaming(graph), _telling_failures():
-        shapes = _shapes(graph, given or tests, check or (needs_clock and not foreign), seed)
-        state = State(graph, shapes, budget, plan, graph.fingerprint(), dry_run)
+        pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
+        state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
         state.curves = curves.curves_for(state.model) if curves else None
-        facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
+        facts = look(graph, pair, tests, metric, seed, progress) if pair and check and not dry_run else None
         manager = PassManager(steps, verify_each)
-        feeds = next(iter(tests)) if tests else random_feeds(graph, state.facts.binding, seed)
-        watch = Stopwatch(graph, feeds, settings, bench_seconds, seed, progress)
-        if needs_clock and not foreign:
-            state.clock = Clock(feeds, settings, Store(settings, cache_folder() if cache else None), seed, progress)
+        watch = None
+        if pair:
+            feeds = next(iter(tests)) if tests else random_feeds(graph, pair[0], seed)
+            watch = Stopwatch(graph, feeds, settings, bench_seconds, seed, progress)
+        if watch and needs_clock and not foreign:
+            state.clock = Clock(
+                watch.feeds, settings, Store(settings, cache_folder() if cache else None), seed, progress
+            )
         found = _passed(manager, state, facts, watch, progress)
         state = found.state
         report = _describe(graph, state, found.results, _notes(foreign, given, tests))
         report.about, report.sensitivity = about, curves or found.curves
         report.timing = Timing.of(state.clock, state.done) if isinstance(state.clock, Clock) else None
-        if facts:
+        if facts and watch:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             prove(report, facts, state, base, progress)
@@ -286,14 +291,16 @@ def _pipeline(budget: Budget | None, recover: bool) -> str:
     return in_steps(count, recover)
 
 
-def _passed(manager: PassManager, state: State, facts: Original | None, watch: Stopwatch, progress: Progress) -> Found:
+def _passed(
+    manager: PassManager, state: State, facts: Original | None, watch: Stopwatch | None, progress: Progress
+) -> Found:
     """The passes done, at the budget of the call."""
     budget = state.budget
     if budget is not None and budget.max_drop is not None:
         if facts is None or facts.yardstick is None:
             raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
         return fewest_macs(Search(manager, state, progress), facts.yardstick)
-    if budget is not None and budget.in_time and isinstance(state.clock, Clock) and not state.dry_run:
+    if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
         return in_time(Search(manager, state, progress), state.clock, watch)
     return Found(state, manager.run(state, progress))
 
@@ -326,7 +333,7 @@ def measure_sensitivity(
     graph = model if isinstance(model, Graph) else load(model)
     given = Samples(graph, data, samples, seed)
     with blaming(graph):
-        state = State(graph, _shapes(graph, given, True, seed), model=graph.fingerprint())
+        state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
         PassManager(parse(PREPARE, PASSES)).run(state, progress)
         return sensitivity_of(state, progress, jobs)
@@ -340,11 +347,12 @@ def _samples(
     return given, given if test_data is None else Samples(graph, test_data, None, seed)
 
 
-def _shapes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> dict[str, tuple[int, ...]]:
-    """Input shapes to start from: those of the data, else some that run."""
-    if samples is not None:
-        return {n: a.shape for n, a in next(iter(samples)).items()}
-    return running_shapes(graph, seed) if check else {}
+def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:
+    """Two sets of input shapes that the model runs at, those of the data first; None where it is not to be run."""
+    if samples is None and not check:
+        return None
+    known = {n: a.shape for n, a in next(iter(samples)).items()} if samples is not None else None
+    return running_pair(graph, seed, known)
 
 
 def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:

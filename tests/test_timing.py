@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from onnxprune.dims import Dim, Prod, Space
-from onnxprune.feeds import Binding, random_feeds, running_shapes
+from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
@@ -20,6 +20,7 @@ from onnxprune.passes import PASSES, PREPARE
 from onnxprune.passes.prune import cut
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds, Settings, program, session, watched
+from onnxprune.sizing import running_pair, running_shapes
 from onnxprune.timing import Clock, Store, micro, steps
 from onnxprune.timing.kernels import Coordinate, Group, groups
 from onnxprune.timing.micro import Micro, at_widths, cut_out
@@ -42,7 +43,7 @@ WIDE = """(float[N,8] x) => (float[N,8] y) <float[8,512] A, float[512,8] B> {
 
 def prepared(model: Path) -> TypedGraph:
     graph = load(model)
-    state = State(graph, running_shapes(graph, 0))
+    state = State(graph, running_pair(graph, 0))
     PassManager(parse(PREPARE, PASSES)).run(state)
     return state.typed
 
