@@ -254,7 +254,7 @@ def run(
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             prove(report, facts, state, base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
-            time_both(report, watch, state.graph, profiled)
+            time_both(report, watch, state.graph, budget is not None and budget.in_time, profiled)
             if report.cuts:
                 stated = allow_slower or "max_latency_ratio" in limits.given
                 refuse_slower(report, watch, state.graph, budget is not None and budget.for_speed and not stated)

@@ -26,6 +26,7 @@ CHECK_SAMPLES = 64  # of the user's data, for the surgery check
 RANDOM_FEEDS = 2  # one of each kind
 SLOWER, SLOWER_MS = 0.02, 0.05  # than the original, as a share and a run: what is refused
 SETTLE_SECONDS, NARROW = (2.0, 8.0), 0.04  # for a ratio that is searched for; the width of its interval
+FINAL = 100  # turn: what is reported is no measurement that a result was chosen by
 AGAIN = 2.0  # times as long, before a result is refused
 
 
@@ -154,14 +155,15 @@ class Stopwatch:
             pair, self.feeds, self.settings, seconds or self.seconds, self.seed + turn, self.progress
         )
 
-    def settled(self, model: Graph, turn: int = 0) -> latency.Timing:
-        """The ratio, measured again and longer until its interval is narrow."""
+    def settled(self, model: Graph, turn: int = 0) -> latency.Comparison:
+        """Both models, again and longer until the interval of the ratio is narrow."""
         seconds = max(self.seconds, SETTLE_SECONDS[0])
         while True:
-            timing = self.compare(model, turn, seconds).timings[-1]
+            found = self.compare(model, turn, seconds)
+            timing = found.timings[-1]
             narrow = timing.ci95[1] - timing.ci95[0] <= NARROW * timing.ratio
             if narrow or 2 * seconds > SETTLE_SECONDS[1]:
-                return timing
+                return found
             seconds *= 2
 
     @cached_property
@@ -171,9 +173,9 @@ class Stopwatch:
         return found.timings[0].median_ms
 
 
-def time_both(report: Report, watch: Stopwatch, result: Graph, profiled: bool) -> None:
+def time_both(report: Report, watch: Stopwatch, result: Graph, settled: bool, profiled: bool) -> None:
     """The latency of both models, and where it goes if that is asked for and can be told."""
-    report.latency_ms = watch.compare(result)
+    report.latency_ms = watch.settled(result, FINAL) if settled else watch.compare(result)
     if profiled and watch.settings.provider == CPU:
         pair = (watch.original, result)
         report.profile = profile(pair, watch.feeds, watch.settings, watch.seconds, watch.seed, watch.progress)

@@ -115,7 +115,7 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
         predicted = predicted_ratio(search.ready, found.state, clock)
         if any(predicted == a.predicted for a, _ in tries):  # the same widths again
             break
-        timing = watch.settled(found.state.graph, k)
+        timing = watch.settled(found.state.graph, k).timings[-1]
         tries.append((Attempt(asked, predicted, timing.ratio, timing.ci95), found))
         clock.attempts = tuple(a for a, _ in tries)
         if abs(timing.ratio / wanted - 1) <= CLOSE:

@@ -21,6 +21,7 @@ LEVELS = (32, 16, 8, 4, 2)
 BASES = (64, 32, 16)  # the largest that leaves room; few enough units that a block more shows
 LARGEST = 3  # kernels of a kind that are asked
 EXCESS, NOISE = 0.35, 0.04  # over the line: as a share of what the whole step costs, and of the time
+RESOLUTION_MS = 0.002  # the profiler counts in microseconds
 MIN_SHARE = 0.002  # of the model's time: smaller kernels do not bind a dim to their step
 
 Probe = tuple[Group, dict[Dim, int]]
@@ -59,7 +60,7 @@ class _Series:
             return None
         line = (ends[0] + ends[1]) / 2
         over = middle - line
-        return over / line, over > max(EXCESS * abs(ends[1] - ends[0]), NOISE * line)
+        return over / line, over > max(EXCESS * abs(ends[1] - ends[0]), NOISE * line, RESOLUTION_MS)
 
 
 def find(groups: Iterable[Group], timer: Timer) -> dict[str, Found]:
