@@ -159,7 +159,7 @@ def test_stable_keys(saved: dict[str, Any]) -> None:
         *("format", "version", "outcome", "failure", "command", "argv", "source", "target", "params", "macs", "bytes"),
         *("dims", "options", "surgery_check", "numerics", "numerics_on", "metrics", "latency_ms", "gates", "passes"),
         *("cuts", "frozen", "frozen_reasons", "refused", "recovery", "unrecovered", "layers", "layers_left_out"),
-        *("operators", "network", "sensitivity", "profile", "notes", "versions"),
+        *("operators", "network", "sensitivity", "profile", "timing", "notes", "versions"),
     ]
     pair = {"before", "after"}
     assert all(set(x["width"]) == set(x["params"]) == set(x["macs"]) == pair for x in saved["layers"])
