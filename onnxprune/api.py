@@ -246,7 +246,7 @@ def run(
             )
         found = _passed(manager, state, facts, watch, progress)
         state = found.state
-        report = _describe(graph, state, found.results, _notes(foreign, given, tests))
+        report = _describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves or found.curves
         report.timing = Timing.of(state.clock, state.done) if isinstance(state.clock, Clock) else None
         if facts and watch:
@@ -365,6 +365,10 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes
+
+
+def _told(state: State) -> list[str]:
+    return [r.note for r in state.recoveries if r.note]
 
 
 def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) -> Iterable[tuple[Feeds, Labels]]:

@@ -19,8 +19,8 @@ from onnxprune.criteria import OBS
 from onnxprune.errors import GateError, InputError
 from onnxprune.manager import Pass, PassManager, PassResult, State
 from onnxprune.metrics import Yardstick
+from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
-from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Budget, bind
 from onnxprune.progress import Progress
 from onnxprune.proof import Stopwatch
@@ -100,7 +100,7 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
     be, GateError if the measurement does.
     """
     wanted = _share(search.budget, watch)
-    cut_only = [p for p in search.after if not isinstance(p, RefitLeastSquares)]
+    cut_only = [p for p in search.after if not isinstance(p, RECOVERING)]
     search.measure_curves()
     tries: list[tuple[Attempt, Found]] = []
     asked = wanted

@@ -2,13 +2,16 @@
 
 from onnxprune.passes.absorb_constants import AbsorbConstants
 from onnxprune.passes.drop_zero_states import DropZeroStates
+from onnxprune.passes.fill_means import FillMeans
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
+from onnxprune.passes.match_statistics import MatchStatistics
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
 from onnxprune.passes.take_branches import TakeBranches
 
+RECOVERING = (FillMeans, MatchStatistics, RefitLeastSquares)  # weights change, widths do not
 PASSES = (
     InlineFunctions,
     TakeBranches,
@@ -17,7 +20,7 @@ PASSES = (
     RemoveDead,
     AbsorbConstants,
     Prune,
-    RefitLeastSquares,
+    *RECOVERING,
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
@@ -30,4 +33,4 @@ def in_steps(count: int, recover: bool) -> str:
     return ",".join([PREPARE, *[step] * count, *(["remove-dead"] if recover else [])])
 
 
-__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants", "in_steps"]
+__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "RECOVERING", "AbsorbConstants", "in_steps"]
