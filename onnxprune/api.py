@@ -27,7 +27,7 @@ from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_step
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, Stopwatch, look, measure, prove, refuse_slower, time_both
+from onnxprune.proof import Original, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
@@ -37,6 +37,7 @@ from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.sizing import running_pair, running_shapes
+from onnxprune.stopwatch import Stopwatch, refuse_slower, time_both
 from onnxprune.timing import Clock, Store, cache_folder
 from onnxprune.validate import numerics
 from onnxprune.validate.latency import ONE_THREAD

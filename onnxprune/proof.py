@@ -1,12 +1,12 @@
 """What is proved and measured of a run: the surgery check of every cut, the distance from the original, the metric at
-each stage, the latency.
+each stage. The latency is `stopwatch`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 from onnxprune.data import Labels, Samples, sample_count
 from onnxprune.errors import GateError
@@ -15,19 +15,14 @@ from onnxprune.graph import Graph
 from onnxprune.manager import Recovery, State
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
-from onnxprune.progress import Progress, silent
+from onnxprune.progress import Progress
 from onnxprune.report.report import Report
-from onnxprune.sessions import CPU, Feeds, Settings, program
-from onnxprune.validate import latency, numerics
-from onnxprune.validate.profile import profile
+from onnxprune.sessions import Feeds, program
+from onnxprune.validate import numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
 RANDOM_FEEDS = 2  # one of each kind
-SLOWER, SLOWER_MS = 0.02, 0.05  # than the original, as a share and a run: what is refused
-SETTLE_SECONDS, NARROW = (2.0, 8.0), 0.04  # for a ratio that is searched for; the width of its interval
-FINAL = 100  # turn: what is reported is no measurement that a result was chosen by
-AGAIN = 2.0  # times as long, before a result is refused
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,7 @@ class Original:
     inputs of other sizes, where the model takes them; `tests`: the data that results are measured on, if there is any.
     """
 
+    graph: Graph
     random: list[Feeds]
     resized: list[Feeds]
     tests: Samples | None
@@ -75,7 +71,7 @@ def look(
     outputs = numerics.Original(partial(program, graph), pairs, on=on)
     if tests is None:
         outputs.watch(None, [])
-    return Original(random, resized, tests, outputs, None if tests is None else Yardstick(outputs, metric))
+    return Original(graph, random, resized, tests, outputs, None if tests is None else Yardstick(outputs, metric))
 
 
 def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:
@@ -130,76 +126,18 @@ def measure(report: Report, facts: Original, state: State, lossless: bool, progr
         if o.name not in report.numerics
     ]
     limit = max(TOLERANCE, report.surgery_check.tolerance if report.surgery_check else 0.0)
-    if lossless and largest.error > limit:
+    if lossless and largest.error > limit and not _equals_original(facts, state):
         raise GateError(
             f"lossless pruning changed the outputs by {largest.error:.2g} (limit {limit:.0e}): nothing was saved",
             report,
         )
 
 
-@dataclass(frozen=True)
-class Stopwatch:
-    """Times models against the original, on one feed."""
-
-    original: Graph
-    feeds: Feeds
-    settings: Settings = latency.ONE_THREAD
-    seconds: float = 1.0
-    seed: int = 0
-    progress: Progress = silent
-
-    def compare(self, model: Graph, turn: int = 0, seconds: float | None = None) -> latency.Comparison:
-        """Both models, anew at each turn."""
-        pair = [program(self.original), program(model)]
-        return latency.compare(
-            pair, self.feeds, self.settings, seconds or self.seconds, self.seed + turn, self.progress
-        )
-
-    def settled(self, model: Graph, turn: int = 0) -> latency.Comparison:
-        """Both models, again and longer until the interval of the ratio is narrow."""
-        seconds = max(self.seconds, SETTLE_SECONDS[0])
-        while True:
-            found = self.compare(model, turn, seconds)
-            timing = found.timings[-1]
-            narrow = timing.ci95[1] - timing.ci95[0] <= NARROW * timing.ratio
-            if narrow or 2 * seconds > SETTLE_SECONDS[1]:
-                return found
-            seconds *= 2
-
-    @cached_property
-    def original_ms(self) -> float:
-        """The original alone."""
-        found = latency.compare([program(self.original)], self.feeds, self.settings, self.seconds, self.seed)
-        return found.timings[0].median_ms
-
-
-def time_both(report: Report, watch: Stopwatch, result: Graph, settled: bool, profiled: bool) -> None:
-    """The latency of both models, and where it goes if that is asked for and can be told."""
-    report.latency_ms = watch.settled(result, FINAL) if settled else watch.compare(result)
-    if profiled and watch.settings.provider == CPU:
-        pair = (watch.original, result)
-        report.profile = profile(pair, watch.feeds, watch.settings, watch.seconds, watch.seed, watch.progress)
-
-
-def refuse_slower(report: Report, watch: Stopwatch, result: Graph, refuse: bool) -> None:
-    """GateError, or a note where it is not to be refused, if the result is slower than the original: by more than
-    SLOWER of its time and SLOWER_MS a run, at the lower end of the 95 % interval, in two measurements of which the
-    second takes longer.
-    """
-    for turn in (0, 1):
-        found = watch.compare(result, turn, AGAIN * watch.seconds) if turn else report.latency_ms
-        if found is None:
-            return
-        report.latency_ms, timing = found, found.timings[-1]
-        if timing.ci95[0] <= 1 + SLOWER or (timing.ci95[0] - 1) * found.timings[0].median_ms <= SLOWER_MS:
-            return
-    ratio = f"{timing.ratio:.3g} of its time ({timing.ci95[0]:.3g} to {timing.ci95[1]:.3g})"
-    text = (
-        f"the result is slower than the original: it takes {ratio}; --round-to auto keeps to widths that are fast here"
-    )
-    if refuse:
-        raise GateError(f"{text}, --allow-slower lets it pass; nothing was saved", report)
-    report.notes.append(text)
+def _equals_original(facts: Original, state: State) -> bool:
+    """Whether the result equals the original without any mask, by the surgery check's measure: ties aside."""
+    if len(state.cuts) != 1:
+        return False
+    return surgery_check(state.cuts[0].typed, {}, state.graph, facts.surgery_feeds(), facts.graph).passed
 
 
 def _models(state: State) -> int:

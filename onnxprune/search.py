@@ -23,9 +23,9 @@ from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
 from onnxprune.plan import Budget, bind
 from onnxprune.progress import Progress
-from onnxprune.proof import Stopwatch
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program
+from onnxprune.stopwatch import Stopwatch
 from onnxprune.timing import Attempt, Clock
 
 SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole

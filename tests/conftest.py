@@ -16,4 +16,4 @@ settings.load_profile("ci")
 @pytest.fixture(autouse=True)
 def never_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """No result is refused for its latency: in a few rounds on a busy machine the clock says anything."""
-    monkeypatch.setattr("onnxprune.proof.SLOWER", math.inf)
+    monkeypatch.setattr("onnxprune.stopwatch.SLOWER", math.inf)

@@ -4,9 +4,11 @@ true ratio is known, and it can be counted how often an interval misses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -225,3 +227,11 @@ def test_real_comparison() -> None:
     x = np.zeros((1, 1, 28, 28), np.float32)
     found = compare([CNN, CNN], {"image": x}, seconds=0.2)
     assert found.sessions >= 3 and found.timings[1].ratio == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize(("groups", "t"), [(2, 12.71), (3, 4.303), (6, 2.571), (21, 2.086), (1001, 1.962)])
+def test_few_groups_widen_the_interval(groups: int, t: float) -> None:
+    """Against the quantiles of Student's distribution; with one degree of freedom the series has its worst error."""
+    tail = latency.expanded_tail(groups)
+    wanted = NormalDist().cdf(-t * math.sqrt(groups / (groups - 1)))
+    assert tail == pytest.approx(wanted, rel=0.02) or max(tail, wanted) < 1e-6

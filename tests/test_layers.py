@@ -35,7 +35,7 @@ LAYERS = (
     "passes validate metrics",
     "gates benchmark timing",
     "report",
-    "proof",
+    "proof stopwatch",
     "search",
     "api options",
     "config outputs",

@@ -19,9 +19,9 @@ from onnxprune.dims import Dim
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.plan import Budget, make_plan
-from onnxprune.proof import Stopwatch
 from onnxprune.search import TOLERANCE, TRIES
 from onnxprune.sessions import Settings
+from onnxprune.stopwatch import Stopwatch
 from onnxprune.timing import Clock
 from onnxprune.timing.clock import LatencyModel
 from onnxprune.validate.latency import Comparison, Timing
@@ -179,7 +179,7 @@ def test_options_that_cannot_be(options: list[str], message: str, capsys: Any, t
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """The clock says this of a result, each time that it is asked."""
-    monkeypatch.setattr("onnxprune.proof.SLOWER", 0.02)
+    monkeypatch.setattr("onnxprune.stopwatch.SLOWER", 0.02)
 
     def install(*found: Comparison) -> None:
         answers = iter(found)
