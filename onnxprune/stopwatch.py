@@ -1,5 +1,5 @@
-"""The latency of a result against the original's: measured once for the report, until it is sure where widths are chosen
-by it, and twice before a result is refused for being slower.
+"""The latency of a result against the original's: measured once for the report, until it is sure where widths are
+chosen by it, and twice before a result is refused for being slower.
 """
 
 from __future__ import annotations
