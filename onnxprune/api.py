@@ -25,13 +25,14 @@ from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
 from onnxprune.proof import Original, look, measure, prove, time_both
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
-from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows, layer_rows
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.validate import latency, numerics
@@ -76,6 +77,7 @@ def prune(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     steps: int = 1,
+    drop_layers: int | str | Iterable[str] = (),
     recover: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
@@ -104,6 +106,8 @@ def prune(
             `onnxprune.criteria.UnitView` to scores (size,), larger for units that matter more.
         normalise: what scores are divided by before dims are compared: the dim's "mean", "max", "sum", or "none".
         steps: number of cuts, each recovered from, on the way to the budget.
+        drop_layers: whole layers that go first: how many, or patterns of their names (`onnxprune inspect` lists
+            them); a budget of its own, or beside another one.
         recover: with data, refit the remaining weights to what the original computes.
         curves: what `measure_sensitivity` measured on this model.
         round_to: keep a multiple of this many units in every dim.
@@ -128,7 +132,7 @@ def prune(
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
         criterion=criterion, normalise=normalise, round_to=round_to, include=_patterns(include),
-        exclude=_patterns(exclude), steps=steps,
+        exclude=_patterns(exclude), steps=steps, drop_layers=_patterns(drop_layers),
     )  # fmt: skip
     return run(
         load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
@@ -170,8 +174,8 @@ def choose_budget(passes: str | None, **options: Any) -> Budget | None:
     return None
 
 
-def _patterns(given: Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _patterns(given: int | str | Iterable[str]) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, (str, int)) else tuple(given)
 
 
 def run(
@@ -208,10 +212,12 @@ def run(
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     check = check and not foreign
     _require_data(budget, metric, tests, check)
-    steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
+    mends = recover and given is not None and not foreign
+    steps = parse(passes or _pipeline(budget, plan, mends), PASSES)
     with blaming(graph), _telling_failures():
         state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
+        state.mends = any(isinstance(s, RefitLeastSquares) for s in steps)
         state.curves = curves.curves_for(state.model) if curves else None
         facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
         manager = PassManager(steps, verify_each)
@@ -253,12 +259,13 @@ def _try(gates: Gates, report: Report, dry_run: bool) -> None:
         raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
-def _pipeline(budget: Budget | None, recover: bool) -> str:
-    """The default passes for a budget."""
+def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool) -> str:
+    """The default passes for a budget or a plan."""
     if budget is not None and budget.lossless:
         return LOSSLESS
-    count = budget.steps if budget is not None else 1
-    return in_steps(count, recover)
+    layers = bool(plan.layers if plan is not None else budget and budget.drop_layers)
+    count = 1 if budget is None else 0 if budget.drops_only else budget.steps
+    return in_steps(count, recover, layers)
 
 
 def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool) -> None:
@@ -399,7 +406,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     typed = state.cuts[0].typed if state.cuts else state.typed
     batch = batch_size(graph, state.cuts[0].typed.facts.binding if state.cuts else state.facts.binding)
     macs = cost.macs(typed)
-    last = state.cuts[-1].typed if state.cuts else typed
+    last = state.cuts[-1].typed if state.cuts and not state.cuts[-1].dropped.layers else state.typed
     left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
     plan = state.done
     made = (state.graph.params(), state.graph.size_bytes())
@@ -414,6 +421,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
         dims=dim_counts(typed, [plan]),
         passes=results,
         cuts=cut_rows(plan),
+        layers=[row for c in state.cuts for row in layer_rows(c, batch)],
         frozen=frozen_rows(typed),
         refused=list(plan.refused),
         recovery=[m for r in state.recoveries for m in r.mended],
@@ -423,7 +431,9 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
     report.options = state.budget.options() if state.budget else {}
-    if not report.cuts:
+    if any(c.dropped.by_norm for c in state.cuts):
+        report.notes.append("layers were chosen by the norms of their weights, which say little: give --data")
+    if not report.cuts and not report.layers:
         report.notes.append("nothing was removed")
     return report
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ class Survivors:
     """Which entries of the original's tensors are left after several cuts."""
 
     def __init__(self, cuts: Sequence[Cut]) -> None:
+        self.cuts = cuts
         self._cuts = [(c.typed, bind(c.plan, c.typed)) for c in cuts]
 
     def masks(self, name: str) -> list[Mask] | None:
@@ -121,6 +123,33 @@ class Survivors:
             for node, signature in zip(typed.graph.nodes, typed.signatures, strict=True):
                 if any(not keep((signature.inputs[r.input] or [])[r.axis], bound).all() for r in signature.reads):
                     found.update(n for n in node.output if n)
+        return found | self._behind_dropped()
+
+    def _behind_dropped(self) -> set[str]:
+        """Results of nodes that read a layer that is dropped."""
+        return {
+            n
+            for c in self.cuts
+            for x in c.dropped.layers
+            for i, _ in c.typed.graph.consumers.get(x.exit, [])
+            for n in c.typed.graph.nodes[i].output
+            if n
+        }
+
+    @cached_property
+    def exits(self) -> dict[str, str]:
+        """What the original has where a stream now goes past dropped layers, by the sum that makes the stream."""
+        found: dict[str, str] = {}
+        entries = {x.exit: x.entry for c in self.cuts for x in c.dropped.layers if x.is_branch}
+        for exit in entries:
+            entry = exit
+            while entry in entries:
+                entry = entries[entry]
+            found[entry] = exit  # of several layers in series the last
+            graph = self.cuts[0].typed.graph
+            i = graph.producer.get(entry)
+            if i is not None and graph.wires[i].operator == "Relu":
+                found[graph.wires[i].inputs[0]] = exit
         return found
 
 
@@ -141,11 +170,15 @@ class _Recovery:
         self.levels = _levels(graph, self.found)
         self.left: list[tuple[str, str]] = []
         touched = _downstream(graph, self.survivors.touched())
-        made = (self._job(x, residual) for x in self.found.values() if touched & {x.data, x.out})
+        made = (self._job(x, residual, bool(touched & {x.data, x.out})) for x in self.found.values())
         self.jobs = [j for j in made if j is not None]
+        if self.survivors.exits:
+            self._aim_past()
 
-    def _job(self, x: Linear, residual: bool) -> _Job | None:
+    def _job(self, x: Linear, residual: bool, touched: bool) -> _Job | None:
         name = x.node.name or x.out
+        if not touched and not (residual and self._residual(x)[0] in self.survivors.exits):
+            return None
         if len(self.graph.consumers[x.weight]) > 1 or x.weight in {o.name for o in self.graph.outputs}:
             self.left.append((name, "its weights are shared"))
             return None
@@ -155,6 +188,18 @@ class _Recovery:
             self.left.append((name, "the original has no such tensor"))
             return None
         return _Job(x, self.levels[x.data], target, masks, minus)
+
+    def _aim_past(self) -> None:
+        """Let a branch that ends where dropped layers came next aim at the stream behind these, where that does not
+        ask for tensors that later jobs aim at.
+        """
+        graph = self.original.graph
+        for job in self.jobs:
+            exit = self.survivors.exits.get(job.target) if job.minus else None
+            if exit is not None and not any(
+                j.target in _upstream(graph, exit) for j in self.jobs if j.level > job.level
+            ):
+                job.target = exit
 
     def _residual(self, x: Linear) -> tuple[str, str]:
         """The sum that x's output goes into and the other summand, where that is ready by then; else the output."""
@@ -246,6 +291,19 @@ def _downstream(graph: Graph, start: set[str]) -> set[str]:
     for node in graph.nodes:
         if not found.isdisjoint([*node.input, *captured(node)]):
             found.update(node.output)
+    return found
+
+
+def _upstream(graph: Graph, end: str) -> set[str]:
+    """`end`, and all that it depends on."""
+    found, stack = {end}, [end]
+    while stack:
+        i = graph.producer.get(stack.pop())
+        fresh = (
+            {n for n in (*graph.wires[i].inputs, *graph.wires[i].captured) if n not in found} if i is not None else ()
+        )
+        found.update(fresh)
+        stack += fresh
     return found
 
 

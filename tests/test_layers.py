@@ -26,6 +26,7 @@ LAYERS = (
     "calibration",
     "criteria",
     "allocation sensitivity ranking",
+    "layers",
     "plan",
     "manager",
     "recovery",
