@@ -169,16 +169,14 @@ class _Recovery:
         self.found = linears(graph)
         self.levels = _levels(graph, self.found)
         self.left: list[tuple[str, str]] = []
-        touched = _downstream(graph, self.survivors.touched())
-        made = (self._job(x, residual, bool(touched & {x.data, x.out})) for x in self.found.values())
+        concerned = _concerned(graph, cuts, self.found)
+        made = (self._job(x, residual) for i, x in self.found.items() if i in concerned)
         self.jobs = [j for j in made if j is not None]
         if self.survivors.exits:
             self._aim_past()
 
-    def _job(self, x: Linear, residual: bool, touched: bool) -> _Job | None:
+    def _job(self, x: Linear, residual: bool) -> _Job | None:
         name = x.node.name or x.out
-        if not touched and not (residual and self._residual(x)[0] in self.survivors.exits):
-            return None
         if len(self.graph.consumers[x.weight]) > 1 or x.weight in {o.name for o in self.graph.outputs}:
             self.left.append((name, "its weights are shared"))
             return None
@@ -285,6 +283,16 @@ def _levels(graph: Graph, found: Mapping[int, Linear]) -> dict[str, int]:
     return levels
 
 
+def _concerned(graph: Graph, cuts: Sequence[Cut], found: Mapping[int, Linear]) -> set[int]:
+    """Products that a cut touched, and those that end in a stream that goes past dropped layers now."""
+    survivors = Survivors(cuts)
+    touched = _downstream(graph, survivors.touched())
+    ends = {
+        n for total in survivors.exits if total in graph.producer for n in graph.wires[graph.producer[total]].inputs
+    }
+    return {i for i, x in found.items() if touched & {x.data, x.out} or x.out in ends}
+
+
 def _downstream(graph: Graph, start: set[str]) -> set[str]:
     """`start`, and all that depends on it."""
     found = set(start)
@@ -309,11 +317,12 @@ def _upstream(graph: Graph, end: str) -> set[str]:
 
 def _with_places(graph: Graph, cuts: Sequence[Cut], facts: Trace) -> Graph:
     """The graph with an Add behind every product that has no place for a bias."""
-    touched = _downstream(graph, Survivors(cuts).touched())
+    found = linears(graph)
+    concerned = _concerned(graph, cuts, found)
     nodes, tensors = list(graph.nodes), dict(graph.tensors)
-    for i, x in sorted(linears(graph).items(), reverse=True):
+    for i, x in sorted(found.items(), reverse=True):
         shared = len(graph.consumers[x.weight]) > 1
-        if x.node.op_type != "MatMul" or x.bias or shared or not touched & {x.data, x.out}:
+        if x.node.op_type != "MatMul" or x.bias or shared or i not in concerned:
             continue
         raw, bias = f"{x.out}.unbiased", f"{x.out}.bias"
         if raw in facts.dtypes or bias in tensors:

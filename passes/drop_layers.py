@@ -19,7 +19,7 @@ from onnx import NodeProto, helper
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph, attributes, operator
 from onnxprune.layers import Chosen, Layer, choose, find
-from onnxprune.layers.residual import SKIP
+from onnxprune.layers.residual import SKIP, SUMS
 from onnxprune.manager import Cut, State
 from onnxprune.passes.remove_dead import alive
 from onnxprune.plan import Plan, bind_layers
@@ -67,20 +67,38 @@ def _names(state: State, layers: Iterable[Layer]) -> list[str]:
 
 
 def drop(graph: Graph, layers: Sequence[Layer]) -> Graph:
-    """The graph without some layers, and without what nothing needs then."""
-    entries = {x.exit: x.entry for x in layers}
+    """The graph without some layers, given in its order, and without what nothing needs then."""
+    entries = _entries(graph, layers)
     fused = {x.node: x for x in layers if x.is_branch and graph.wires[x.node].operator in SKIP}
     outputs = {o.name for o in graph.outputs}
     nodes: list[NodeProto] = []
     for i, node in enumerate(graph.nodes):
-        made = _norm(node, fused[i]) if i in fused else node
-        kept = [n for n in made.output if n and n in entries and n in outputs]
-        if i not in fused and kept:
-            nodes += [helper.make_node("Identity", [_behind(entries, n)], [n], name=n) for n in kept]
-        elif i in fused or not any(n in entries for n in node.output):
-            nodes.append(_rewired(made, entries))
-            nodes += [helper.make_node("Identity", [_behind(entries, n)], [n], name=n) for n in kept]
+        if i in fused:
+            nodes.append(_rewired(_norm(node, fused[i]), entries))
+        elif not any(n in entries for n in node.output):
+            nodes.append(_rewired(node, entries))
+        kept = [n for n in node.output if n in entries and n in outputs]
+        nodes += [helper.make_node("Identity", [_behind(entries, n)], [n], name=n) for n in kept]
     return alive(graph.replace(nodes))
+
+
+def _entries(graph: Graph, layers: Sequence[Layer]) -> dict[str, str]:
+    """What takes the place of each tensor that goes: of a sum the operand that stays. Where both operands of a sum of
+    branches go, it goes from the sum that it is an operand of.
+    """
+    entries = {x.exit: x.entry for x in layers if not x.is_branch}
+    gone = {(x.node, x.operand) for x in layers if x.is_branch}
+    nothing: set[str] = set()
+    for i, wires in enumerate(graph.wires):
+        if wires.operator not in SUMS or wires.outputs[0] in entries:
+            continue
+        stay = [n for j, n in enumerate(wires.inputs[:2]) if (i, j) not in gone and n not in nothing]
+        total = wires.outputs[3] if wires.operator in SKIP and len(wires.outputs) > 3 else wires.outputs[0]
+        if not stay:
+            nothing.add(total)
+        elif len(stay) < 2 and (wires.operator not in SKIP or total != wires.outputs[0]):
+            entries[total] = stay[0]
+    return entries
 
 
 def _behind(entries: dict[str, str], name: str) -> str:

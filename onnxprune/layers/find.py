@@ -104,8 +104,10 @@ class _Finder:
         run: list[Layer] = []
         for layer in residual:
             ends = {e for x in run[-1:] for e in (x.exit, norms[x.name].exit if x.name in norms else "")}
-            run = run if ends & {*self.residuals.roots(layer.stream), layer.entry} else []
-            run.append(layer)
+            roots = set(self.residuals.roots(layer.entry))
+            run = run if ends & roots else []
+            if run or layer.stream in roots:  # else it is one of several branches that are summed first
+                run.append(layer)
             if layer.kind == "ffn" and len(run) > 1 and run[0].kind == "attention":
                 found += self._block(run, norms)
             if layer.kind != "attention":

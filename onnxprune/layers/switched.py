@@ -33,8 +33,9 @@ def switched(
     dtypes: Mapping[str, int],
     fills: Mapping[str, Array] | None = None,
 ) -> Graph:
-    """The graph with a scalar boolean input `switch.k` for the k-th layer, which is on where that is true. `fills`:
-    constants by layer name that take the place of branches.
+    """The graph with a boolean input `switch.k` for the k-th layer, which is on where that is true; layers in the
+    order of the graph, since one that ends where another one ends counts last. `fills`: constants by layer name that
+    take the place of branches.
     """
     made = _Switches(base, dtypes)
     for k, layer in enumerate(layers):
@@ -87,9 +88,10 @@ class _Switches:
         node.CopyFrom(self.nodes[i])
         self.nodes[i] = node
         if not layer.is_branch:
-            raw = self._name()
-            node.output[list(node.output).index(layer.exit)] = raw
-            self._choose(self.after.setdefault(i, []), switch, raw, layer.entry, kind, layer.exit)
+            behind, raw = self.after.setdefault(i, []), self._name()
+            last = next((n for n in reversed(behind) if layer.exit in n.output), node)
+            last.output[list(last.output).index(layer.exit)] = raw
+            self._choose(behind, switch, raw, layer.entry, kind, layer.exit)
             return
         bias = BIAS.get(self.base.wires[i].operator, len(node.input))
         for j in (layer.operand, *([bias] if bias < len(node.input) and node.input[bias] else [])):
