@@ -225,7 +225,8 @@ def test_signature() -> None:
     stated = {
         "ratio": None, "macs": None, "params": None, "bytes": None, "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
-        "drop_layers": (), "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
+        "drop_layers": (),
+        "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
         "check": True,
         "passes": None, "gates": None, "custom_op_library": (),
     }  # fmt: skip
