@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.graph import Graph, describe, from_proto
+from onnxprune.ordering import is_ordered, ordered
 from onnxprune.sessions import Libraries, loadable
 from onnxprune.sparse import Sparse, flaw
 from onnxprune.storage import PACKED, Source, open_external
@@ -56,6 +57,8 @@ def _checked(
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
     graph = from_proto(proto, sources, files, libraries)
+    if not is_ordered(graph):
+        graph = from_proto(ordered(proto), sources, files, libraries)
     stored = [t.name for t in proto.graph.initializer] + [t.values.name for t in proto.graph.sparse_initializer]
     if twice := [name for name, count in Counter(stored).items() if count > 1]:
         raise InputError(f"initialiser {twice[0]!r} is stored twice")
@@ -167,7 +170,9 @@ def check_tensor(name: str, tensor: TensorProto) -> None:
 
 
 def check_structure(graph: Graph) -> None:
-    """Raise InputError unless every tensor is made once, before it is used, and every output is made."""
+    """Raise InputError unless every tensor is made once, before it is used, and every output is made. Nodes are
+    sorted, but for those on a cycle.
+    """
     known = {i.name for i in graph.shell.graph.input} | set(graph.tensors)
     known |= {t.values.name for t in graph.shell.graph.sparse_initializer}
     for i, wires in enumerate(graph.wires):
@@ -189,8 +194,7 @@ def _dangling(graph: Graph, index: int, name: str) -> str:
     flow = nx.DiGraph(
         (graph.producer[n], i) for i, wires in enumerate(graph.wires) for n in wires.inputs if n in graph.producer
     )
-    where = f"input {name!r} of {describe(graph.nodes[index], index)}"
     if not nx.is_directed_acyclic_graph(flow):
         ring = " -> ".join(describe(graph.nodes[a], a) for a, _ in nx.find_cycle(flow))
         return f"the graph has a cycle: {ring}"
-    return f"{where} is made by no earlier node: the graph is broken or not sorted"
+    return f"input {name!r} of {describe(graph.nodes[index], index)} is made by no node: the graph is broken"

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims sparse flow functions progress",
     "storage",
-    "graph writing evaluate contrib kinds quantization",
+    "graph ordering writing evaluate contrib kinds quantization",
     "sessions reading",
     "feeds",
     "data",
