@@ -22,7 +22,7 @@ from onnx import ModelProto
 from onnxprune.calibration import Calibration
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.feeds import Shape
+from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan, compose
@@ -65,14 +65,13 @@ class Recovery:
 
 @dataclass
 class State:
-    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
-    calibration data (`data` is iterated several times, and holds about `samples` samples), error curves that are known
-    by dim name, the cuts and recoveries
-    made.
+    """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
+    it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
+    samples), error curves that are known by dim name, the cuts and recoveries made.
     """
 
     graph: Graph
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    pair: tuple[Binding, Binding] | None = None
     budget: Budget | None = None
     plan: Plan | None = None
     model: str = ""
@@ -90,7 +89,7 @@ class State:
     @property
     def facts(self) -> Trace:
         """Shapes and values of the present graph."""
-        self._facts = self._facts or trace(self.graph, self.shapes)
+        self._facts = self._facts or trace(self.graph, self.pair)
         return self._facts
 
     @property

@@ -1,47 +1,65 @@
-"""Nodes in an order in which they can run.
+"""Nodes in an order in which every tensor is made before it is used.
 
-ONNX wants every node after those that make its inputs, and all here relies on it. ONNX Runtime sorts for itself, so
-files that are not sorted (converters to float16 append their casts at the end) work for their users. They are sorted
-when they are read, bodies of control flow too: a node moves as little as it must.
+ONNX asks for that, ONNX Runtime does not: it sorts for itself, and some tools that shrink files leave nodes in any
+order. Nodes that are in order already stay as they are; else those that came first still come first where they can.
 """
 
 from __future__ import annotations
 
-from onnx import AttributeProto, GraphProto, ModelProto
+import heapq
+from collections.abc import Iterable, Iterator
 
-from onnxprune.graph import BODIES, Graph, captured
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
-
-def is_ordered(graph: Graph) -> bool:
-    """Whether no node uses what a later one makes."""
-    producer = graph.producer
-    return all(
-        producer.get(name, -1) < i for i, wires in enumerate(graph.wires) for name in wires.inputs + wires.captured
-    )
+from onnxprune.graph import Graph, captured
 
 
-def ordered(model: ModelProto) -> ModelProto:
-    """A copy of a model with the nodes in order; a cycle stays as it is."""
+def in_order(graph: Graph) -> bool:
+    """Whether no node reads what a later one makes."""
+    later = {n for wires in graph.wires for n in wires.outputs} - graph.tensors.keys()
+    for wires in graph.wires:
+        if not later.isdisjoint(wires.inputs) or not later.isdisjoint(wires.captured):
+            return False
+        later.difference_update(wires.outputs)
+    return True
+
+
+def put_in_order(model: ModelProto) -> ModelProto:
+    """A copy of a model with the nodes of all its graphs in order. Nodes on a cycle are left at the end, for the check
+    of the structure to find.
+    """
     made = ModelProto()
     made.CopyFrom(model)
-    _order(made.graph)
+    for graph in list(_graphs(made.graph)):
+        nodes = _sorted(graph.node)
+        del graph.node[:]
+        graph.node.extend(nodes)
     return made
 
 
-def _order(graph: GraphProto) -> None:
-    import networkx as nx
-
+def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """Bodies of control flow, then what holds them."""
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type in BODIES:
-                for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                    _order(body)
-    makers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    flow = nx.DiGraph()
-    flow.add_nodes_from(range(len(graph.node)))
-    for i, node in enumerate(graph.node):
-        flow.add_edges_from((makers[n], i) for n in (*node.input, *captured(node)) if n in makers)
-    if nx.is_directed_acyclic_graph(flow):
-        nodes = [graph.node[i] for i in nx.lexicographical_topological_sort(flow)]
-        graph.ClearField("node")
-        graph.node.extend(nodes)
+        for a in node.attribute:
+            if a.type == AttributeProto.GRAPH:
+                yield from _graphs(a.g)
+    yield graph
+
+
+def _sorted(nodes: Iterable[NodeProto]) -> list[NodeProto]:
+    listed = [NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    makers = {name: i for i, node in enumerate(listed) for name in node.output if name}
+    waits = [{makers[n] for n in (*node.input, *captured(node)) if n in makers} for node in listed]
+    readers: dict[int, list[int]] = {}
+    for i, needed in enumerate(waits):
+        for k in needed:
+            readers.setdefault(k, []).append(i)
+    ready = [i for i, needed in enumerate(waits) if not needed]
+    order: list[int] = []
+    while ready:
+        order.append(i := heapq.heappop(ready))
+        for k in readers.get(i, []):
+            waits[k].discard(i)
+            if not waits[k]:
+                heapq.heappush(ready, k)
+    return [listed[i] for i in order + sorted(set(range(len(listed))) - set(order))]

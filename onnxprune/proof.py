@@ -28,11 +28,12 @@ RANDOM_FEEDS = 2  # one of each kind
 
 @dataclass(frozen=True)
 class Original:
-    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `tests`: the
-    data that results are measured on, if there is any.
+    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `resized`: such
+    inputs of other sizes, where the model takes them; `tests`: the data that results are measured on, if there is any.
     """
 
     random: list[Feeds]
+    resized: list[Feeds]
     tests: Samples | None
     outputs: numerics.Original
     yardstick: Yardstick | None
@@ -43,7 +44,7 @@ class Original:
 
     def surgery_feeds(self) -> list[Feeds]:
         """The random inputs, and some of the data."""
-        picked, count = list(self.random), 0
+        picked, count = [*self.random, *self.resized], 0
         for feeds in self.tests or ():
             picked.append(feeds)
             count += sample_count(feeds)
@@ -53,17 +54,24 @@ class Original:
 
 
 def look(
-    graph: Graph, binding: Binding, tests: Samples | None, metric: MetricLike | None, seed: int, progress: Progress
+    graph: Graph,
+    pair: tuple[Binding, Binding],
+    tests: Samples | None,
+    metric: MetricLike | None,
+    seed: int,
+    progress: Progress,
 ) -> Original:
     """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
     progress("running the original")
-    random = [random_feeds(graph, binding, seed + k) for k in range(RANDOM_FEEDS)]
+    first, second = pair
+    random = [random_feeds(graph, first, seed + k) for k in range(RANDOM_FEEDS)]
+    resized = [random_feeds(graph, second, seed)] if second.shapes != first.shapes else []
     on = "the random inputs" if tests is None else "the data"
     pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
     outputs = numerics.Original(partial(program, graph), pairs, on=on)
     if tests is None:
         outputs.watch(None, [])
-    return Original(random, tests, outputs, None if tests is None else Yardstick(outputs, metric))
+    return Original(random, resized, tests, outputs, None if tests is None else Yardstick(outputs, metric))
 
 
 def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:

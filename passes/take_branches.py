@@ -31,7 +31,7 @@ class TakeBranches:
         facts = state.facts
         while (made := _taken_branches(graph, facts)) is not graph:
             graph = made
-            facts = trace(graph, state.shapes)
+            facts = trace(graph, state.pair)
         return graph
 
 

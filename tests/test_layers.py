@@ -15,9 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims sparse flow functions progress",
     "storage",
-    "graph ordering writing evaluate contrib kinds quantization",
+    "graph writing evaluate contrib kinds quantization",
+    "ordering",
     "sessions reading",
     "feeds",
+    "sizing",
     "data",
     "trace",
     "rules",

@@ -15,6 +15,7 @@ from onnxprune.passes import PASSES, in_steps
 from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds
+from onnxprune.sizing import running_pair
 from onnxprune.trace import trace
 from tests.common import build
 
@@ -29,7 +30,13 @@ def feeds_of(graph: Graph, file: str, count: int) -> list[Feeds]:
 
 
 def run(graph: Graph, feeds: list[Feeds], budget: Budget, pipeline: str = RECOVER) -> State:
-    state = State(graph, {n: a.shape for n, a in feeds[0].items()}, budget, data=feeds, samples=32 * len(feeds))
+    state = State(
+        graph,
+        running_pair(graph, 0, {n: a.shape for n, a in feeds[0].items()}),
+        budget,
+        data=feeds,
+        samples=32 * len(feeds),
+    )
     PassManager(parse(pipeline, PASSES)).run(state)
     return state
 
@@ -110,4 +117,4 @@ def test_shared_weights_are_left_alone() -> None:
 def test_it_needs_data() -> None:
     graph = load(MODELS / "mnist_cnn.onnx")
     with pytest.raises(InputError, match="refit-least-squares needs calibration data: give --data"):
-        PassManager(parse(RECOVER, PASSES)).run(State(graph, {}, Budget(ratio=0.5)))
+        PassManager(parse(RECOVER, PASSES)).run(State(graph, None, Budget(ratio=0.5)))

@@ -18,7 +18,7 @@ from onnx import ModelProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.feeds import random_feeds
-from onnxprune.flow import inner_names
+from onnxprune.flow import LEAVE, inner_names
 from onnxprune.graph import Graph, from_proto, operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import rounds
@@ -33,7 +33,9 @@ EPSILON = 2.0**-23  # of float32
 SMALLEST = 1e-6  # outputs below this are taken for rounding of zero
 OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runtime 1.31 writes its result over
 SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
+STEP = 2 * EPSILON  # absolute: what an activation that saturates at 1 is exact to, however small its values are
 MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
+KEEPS_STEPS = MOVES | {"Slice", "Split", "Gather", "Concat", "Where", "ReduceMean", "ReduceMax", "If", LEAVE}
 FLIPPED = 0.1  # share of an output's slices that may differ where a graph rounds activations to integers: a sum that
 # re-associates next to a tie moves by one step, and all that follows with it. Ties were met in up to 4 % of the slices
 # of 8-bit models; kernels and scales that were one unit off changed 69 % and more, scales of a bias less than ties do
@@ -81,7 +83,8 @@ def surgery_check(
     except Exception as refusal:  # ONNX Runtime's own exceptions share no base class
         return SurgeryCheck(False, np.inf, TOLERANCE, f"ONNX Runtime, which refuses the pruned model: {refusal}")
     floors = [1.0 if n in behind else SMALLEST for n in names]
-    error, worst = _largest(want, got, names, floors)
+    steps = [STEP if _in_steps(typed.graph, n) else 0.0 for n in names]
+    error, worst = _largest(want, got, names, floors, steps)
     tolerance = _base(want)
     if not _says_something(want):
         return SurgeryCheck(False, float(error), tolerance, "any output: none is finite on these inputs (give --data)")
@@ -128,6 +131,22 @@ def saturated(typed: TypedGraph, pruned: Graph) -> dict[str, str]:
         if node is not None and node.op_type in SATURATING and node.input[0] in there:
             found |= {output.name: node.input[0]} if all(map(is_frozen, typed.axes.get(node.input[0], []))) else {}
     return found
+
+
+def _in_steps(graph: Graph, name: str) -> bool:
+    """Whether values of a tensor are those of an activation that saturates, or means of them."""
+    todo, seen = [name], {name}
+    while todo:
+        i = graph.producer.get(todo.pop())
+        if i is None:
+            continue
+        if graph.nodes[i].op_type in SATURATING:
+            return True
+        if graph.nodes[i].op_type in KEEPS_STEPS:
+            fresh = set(graph.wires[i].inputs) - seen
+            seen |= fresh
+            todo.extend(fresh)
+    return False
 
 
 def _noise(
@@ -178,19 +197,23 @@ def _outputs(model: Program, names: Sequence[str], feeds: Sequence[Feeds], optim
 
 
 def _largest(
-    want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]], names: Sequence[str], floors: Sequence[float]
+    want: Sequence[Sequence[Any]],
+    got: Sequence[Sequence[Any]],
+    names: Sequence[str],
+    floors: Sequence[float],
+    steps: Sequence[float] | None = None,
 ) -> tuple[float, str]:
     rows = [
-        (relative_error(a, b, floor), f"output {name!r}, input {k}")
+        (relative_error(a, b, floor, step), f"output {name!r}, input {k}")
         for k, (left, right) in enumerate(zip(want, got, strict=True))
-        for name, floor, a, b in zip(names, floors, left, right, strict=True)
+        for name, floor, step, a, b in zip(names, floors, steps or [0.0] * len(names), left, right, strict=True)
     ]
     return max(rows, key=lambda r: r[0], default=(0.0, ""))
 
 
-def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
-    """Largest difference over the largest finite entry of `want`, but at least `floor`; integers: the share that
-    differs, free up to LABEL_MISMATCH.
+def relative_error(want: Any, got: Any, floor: float = SMALLEST, step: float = 0.0) -> float:
+    """Largest difference over the largest finite entry of `want`, but at least `floor`; differences up to `step` are
+    free. Integers: the share that differs, free up to LABEL_MISMATCH.
     """
     if not isinstance(want, np.ndarray) or not isinstance(got, np.ndarray):
         return 0.0 if type(want) is type(got) else np.inf
@@ -207,7 +230,8 @@ def relative_error(want: Any, got: Any, floor: float = SMALLEST) -> float:
         return np.inf
     if odd.all():
         return 0.0
-    return float(np.abs(a - b)[~odd].max() / max(np.abs(a[~odd]).max(), floor))
+    largest = float(np.abs(a - b)[~odd].max())
+    return 0.0 if largest <= step else float(largest / max(np.abs(a[~odd]).max(), floor))
 
 
 def _base(outputs: Sequence[Sequence[NDArray[Any]]]) -> float:
