@@ -57,13 +57,13 @@ GATHER = [
     Row("Gather", "windows of a flattened tensor", "(float[6,4] x) => (float[2,2,3,3] y) <float[4,8] A, float[4,3] B,"
         " int64[3] s = {6,2,4}, int64[1] flat = {-1}, int64[2,2,3,4] k = {"
         + WINDOWS + "}> { h ="
-        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) y = MatMul(g,"
-        " B) }", "A:1/1=4"),
+        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) y ="
+        " MatMul(g, B) }", "A:1/1=4"),
     Row("Gather", "windows of heads", "(float[6,4] x) => (float[2,3,3] y) <float[4,8] A, float[8,3] B, int64[3] s ="
         " {6,2,4}, int64[1] flat = {-1}, int64[3] j = {2,3,-1}, int64[2,2,3,4] k = {"
         + WINDOWS + "}> { h ="
-        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) p = Transpose"
-        " <perm = [1,2,0,3]> (g) m = Reshape(p, j) y = MatMul(m, B) }", "A:1/0=2 A:1/1=4"),
+        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) p ="
+        " Transpose <perm = [1,2,0,3]> (g) m = Reshape(p, j) y = MatMul(m, B) }", "A:1/0=2 A:1/1=4"),
     Row("Gather", "grid that mixes rows", "(float[6,4] x) => (float[3,2,3] y) <float[4,8] A, float[8,3] B, int64[1]"
         " flat = {-1}, int64[3,2,8] k = {" + ",".join(str((i * 5 + i // 8 % 2) % 48) for i in range(48)) + "}> { h ="
         " MatMul(x, A) f = Reshape(h, flat) g = Gather(f, k) y = MatMul(g, B) }", "k:2=8", "A:1=picked"),
