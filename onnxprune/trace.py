@@ -84,9 +84,9 @@ class Trace:
         return a if a is b or (a.shape == b.shape and np.array_equal(a, b)) else None
 
 
-def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None) -> Trace:
+def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool = True) -> Trace:
     """Walk `graph` at two bindings: those of `pair`, at which it is known to run, else the first of the usual ones that
-    leave nothing open.
+    leave nothing open. `ask`: ONNX Runtime, for what stays open, which takes most of the time.
     """
     kinds = Kinds(graph)
     if pair is not None:
@@ -94,13 +94,13 @@ def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None) -> Trace:
         facts = walk(graph, kinds, first)
     else:
         first, second, facts = min(_attempts(graph, kinds), key=lambda a: len(a[2].failed))
-    told = complete(graph, first, facts)
+    told = complete(graph, first, facts) if ask else {}
     other = facts
     if first.shapes != second.shapes:
         other = walk(graph, kinds, second)
         if len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
-        told = complete(graph, second, other)
+        told = complete(graph, second, other) if ask else {}
     if told:
         other = walk(graph, kinds, second, told, again=True)
     dtypes = {n: kind.dtype for n, kind in facts.types.items() if kind.is_tensor}

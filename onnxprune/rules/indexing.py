@@ -37,11 +37,11 @@ def gather(node: Node) -> None:
     elif value.ndim > 1 and (grid := _grid(node, x[at], value % x[at].size)) is not None:
         middle = grid
         node.renumber(1, x[at], middle)
-        frozen_all(node, index, "structure", "an index list")
+        frozen_all(node, index, "structure", "it lists indices")
     elif value.size and (picked := _picked(node, x[at], value.reshape(-1) % x[at].size)) is not None:
         middle = [picked] if value.ndim == 1 else regroup(node, [picked], value.shape)
         node.renumber(1, x[at], middle)
-        frozen_all(node, index, "structure", "an index list")
+        frozen_all(node, index, "structure", "it lists indices")
     else:
         node.freeze(x[at], "picked")
         middle = index
