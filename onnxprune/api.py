@@ -25,13 +25,14 @@ from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
 from onnxprune.proof import Original, look, measure, prove
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
-from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
+from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows, layer_rows
 from onnxprune.report.timing import Timing
 from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
@@ -83,6 +84,7 @@ def prune(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     steps: int = 1,
+    drop_layers: int | str | Iterable[str] = (),
     recover: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
@@ -114,6 +116,8 @@ def prune(
             `onnxprune.criteria.UnitView` to scores (size,), larger for units that matter more.
         normalise: what scores are divided by before dims are compared: the dim's "mean", "max", "sum", or "none".
         steps: number of cuts, each recovered from, on the way to the budget.
+        drop_layers: whole layers that go first: how many, or patterns of their names (`onnxprune inspect` lists
+            them); a budget of its own, or beside another one.
         recover: with data, refit the remaining weights to what the original computes.
         curves: what `measure_sensitivity` measured on this model.
         round_to: keep a multiple of this many units in every dim; "auto": of what is best on this machine, which is
@@ -144,7 +148,7 @@ def prune(
     budget = choose_budget(
         passes, ratio=ratio, macs=macs, params=params, bytes=bytes, latency=latency, latency_ms=latency_ms,
         max_drop=max_drop, lossless=lossless, scope=scope, criterion=criterion, normalise=normalise, round_to=round_to,
-        include=_patterns(include), exclude=_patterns(exclude), steps=steps,
+        include=_patterns(include), exclude=_patterns(exclude), steps=steps, drop_layers=_patterns(drop_layers),
     )  # fmt: skip
     return run(
         load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
@@ -189,8 +193,8 @@ def choose_budget(passes: str | None, **options: Any) -> Budget | None:
     return None
 
 
-def _patterns(given: Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _patterns(given: int | str | Iterable[str]) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, (str, int)) else tuple(given)
 
 
 def run(
@@ -229,11 +233,13 @@ def run(
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     check, needs_clock = check and not foreign, budget is not None and budget.needs_clock
     _require_data(budget, metric, tests, check, dry_run)
-    steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
+    mends = recover and given is not None and not foreign
+    steps = parse(passes or _pipeline(budget, plan, mends), PASSES)
     with blaming(graph), _telling_failures():
         pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
+        state.mends = any(isinstance(s, RefitLeastSquares) for s in steps)
         state.curves = curves.curves_for(state.model) if curves else None
         facts = look(graph, pair, tests, metric, seed, progress) if pair and check and not dry_run else None
         manager = PassManager(steps, verify_each)
@@ -249,7 +255,7 @@ def run(
         state = found.state
         report = _describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves or found.curves
-        report.timing = Timing.of(state.clock, state.done) if isinstance(state.clock, Clock) else None
+        report.timing = Timing.of(state.clock, state.cuts) if isinstance(state.clock, Clock) else None
         if facts and watch:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
@@ -284,12 +290,13 @@ def _try(gates: Gates, report: Report, dry_run: bool) -> None:
         raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
-def _pipeline(budget: Budget | None, recover: bool) -> str:
-    """The default passes for a budget."""
+def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool) -> str:
+    """The default passes for a budget or a plan."""
     if budget is not None and budget.lossless:
         return LOSSLESS
-    count = budget.steps if budget is not None else 1
-    return in_steps(count, recover)
+    layers = bool(plan.layers if plan is not None else budget and budget.drop_layers)
+    count = 1 if budget is None else 0 if budget.drops_only else budget.steps
+    return in_steps(count, recover, layers)
 
 
 def _passed(
@@ -411,7 +418,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     typed = state.cuts[0].typed if state.cuts else state.typed
     batch = batch_size(graph, state.cuts[0].typed.facts.binding if state.cuts else state.facts.binding)
     macs = cost.macs(typed)
-    last = state.cuts[-1].typed if state.cuts else typed
+    last = state.cuts[-1].typed if state.cuts and not state.cuts[-1].dropped.layers else state.typed
     left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
     plan = state.done
     made = (state.graph.params(), state.graph.size_bytes())
@@ -426,6 +433,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
         dims=dim_counts(typed, [plan]),
         passes=results,
         cuts=cut_rows(plan),
+        layers=[row for c in state.cuts for row in layer_rows(c, batch)],
         frozen=frozen_rows(typed),
         refused=list(plan.refused),
         recovery=[m for r in state.recoveries for m in r.mended],
@@ -435,7 +443,9 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
     report.options = state.budget.options() if state.budget else {}
-    if not report.cuts:
+    if any(c.dropped.by_norm for c in state.cuts):
+        report.notes.append("layers were chosen by the norms of their weights, which say little: give --data")
+    if not report.cuts and not report.layers:
         report.notes.append("nothing was removed")
     return report
 

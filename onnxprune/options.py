@@ -112,6 +112,14 @@ class ChoiceOptions:
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Get there in N cuts, recovering after each (default 1).")
     ] = None
+    drop_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N|PATTERN",
+            help="Drop the N least important layers, or those of these names (kind:attention, or with wildcards) first;"
+            " may be all that is asked for.",
+        ),
+    ] = None
     sensitivity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Error curves saved by `onnxprune sensitivity`.")
     ] = None

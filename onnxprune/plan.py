@@ -31,12 +31,13 @@ from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.layers import Layer, check_wanted
 from onnxprune.lossless import removable
 
 COSTS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms")
 AUTO = "auto"  # round_to: whatever is best on this machine
 NS_IN_MS = 1_000_000
-VERSION = 1
+VERSION = 2  # 1: without layers
 SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
 
@@ -45,7 +46,8 @@ class Budget:
     """How much to remove: exactly one of ratio, macs, params, bytes, latency (fractions between 0 and 1), latency_ms
     (milliseconds) and lossless; and how to choose. Without a criterion: `obs` where there is calibration data, else
     `l2`. `max_drop` is the largest loss of the metric, as a fraction, and the MACs are then made as few as it allows;
-    `steps`: cuts on the way, each recovered from; `round_to`: a number of units, or "auto".
+    `steps`: cuts on the way, each recovered from; `round_to`: a number of units, or "auto". `drop_layers`: whole layers
+    that go first, as `onnxprune.layers.choose` reads it; a budget of its own, too.
     """
 
     ratio: float | None = None
@@ -63,10 +65,12 @@ class Budget:
     exclude: tuple[str, ...] = ()
     steps: int = 1
     max_drop: float | None = None
+    drop_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = [n for n in (*COSTS, "max_drop") if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
-        if len(given) != 1:
+        check_wanted(self.drop_layers)
+        if len(given) != 1 and not (self.drops_only and not given):
             raise InputError(
                 f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
             )
@@ -106,6 +110,12 @@ class Budget:
         return _present(clock).multiples(typed)
 
     @property
+    def drops_only(self) -> bool:
+        """Whether layers go and no width is cut."""
+        rest = [getattr(self, n) for n in (*COSTS, "max_drop")]
+        return bool(self.drop_layers) and not self.lossless and rest == [None] * len(rest)
+
+    @property
     def scale(self) -> str:
         """What scores are divided by, per dim: `normalise`, or what suits the criterion."""
         return self.normalise or ("none" if self.criterion in ranking.COMPARABLE else "mean")
@@ -114,14 +124,20 @@ class Budget:
         """All fields as plain data, for reports."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"criterion": label(self.criterion)}
 
-    def at_step(self, first: TypedGraph, now: TypedGraph, done: int, clock: cost.Clock | None = None) -> Budget:
-        """The budget of the next cut after `done` ones: costs fall by equal factors, measured on the `first` graph."""
-        if self.steps == 1 or self.lossless or self.latency_ms is not None:
-            return replace(self, steps=1)
+    def at_step(self, first: TypedGraph, now: TypedGraph, done: int, clock: cost.Clock | None = None) -> Budget | None:
+        """The budget of the next cut of widths after `done` ones: costs fall by equal factors, measured on the `first`
+        graph. None where nothing has to go any more.
+        """
+        if self.drops_only:
+            return None
+        if self.lossless or self.latency_ms is not None or (self.steps == 1 and now is first):
+            return self
         name = next(n for n in COSTS if getattr(self, n) is not None)
         kept = 1 - self.ratio if self.ratio is not None else float(getattr(self, name))
         whole, left = (_cost(t, self, _infos(t, self), clock)[0].at({}) for t in (first, now))
         wanted = kept ** (min(done + 1, self.steps) / self.steps) * whole / max(left, 1)
+        if wanted >= 1:
+            return None
         wanted = float(np.clip(wanted, 1e-6, 1 - 1e-6))
         changed: dict[str, Any] = {name: 1 - wanted if self.ratio is not None else wanted, "steps": 1}
         return replace(self, **changed)
@@ -140,12 +156,15 @@ def _check_amount(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons."""
+    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons. `layers`: those that go as a
+    whole, by name, before widths are cut.
+    """
 
     keep: dict[str, Mask]
     model: str = ""
     kinds: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
+    layers: tuple[str, ...] = ()
 
     @property
     def removed(self) -> int:
@@ -159,22 +178,24 @@ class Plan:
             for n, m in self.keep.items()
         }
         refused = [{"dim": n, "reason": r} for n, r in self.refused]
-        return json.dumps({"version": VERSION, "model": self.model, "dims": dims, "refused": refused}, indent=1)
+        made = {"version": VERSION, "model": self.model, "layers": self.layers, "dims": dims, "refused": refused}
+        return json.dumps(made, indent=1)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read a saved plan; InputError if it is not one."""
         try:
             data = json.loads(text)
-            if data["version"] != VERSION:
-                raise InputError(f"the plan has version {data['version']}, this onnxprune reads version {VERSION}")
+            if data["version"] not in range(1, VERSION + 1):
+                raise InputError(f"the plan has version {data['version']}, this onnxprune reads up to {VERSION}")
             keep = {}
             for name, row in data["dims"].items():
                 keep[name] = np.ones(int(row["size"]), bool)
                 keep[name][np.asarray(row["removed"], int)] = False
             kinds = {n: str(row.get("kind", "units")) for n, row in data["dims"].items()}
             refused = tuple((r["dim"], r["reason"]) for r in data.get("refused", []))
-            return Plan(keep, str(data["model"]), kinds, refused)
+            layers = tuple(map(str, data.get("layers", ())))
+            return Plan(keep, str(data["model"]), kinds, refused, layers)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -194,7 +215,8 @@ def compose(plans: Sequence[Plan], model: str = "") -> Plan:
             made[made] = mask
             keep[name] = made
     refused = plans[-1].refused if plans else ()
-    return Plan(keep, model, kinds, tuple((n, reason) for n, reason in refused if n not in keep))
+    layers = tuple(dict.fromkeys(n for p in plans for n in p.layers))
+    return Plan(keep, model, kinds, tuple((n, reason) for n, reason in refused if n not in keep), layers)
 
 
 def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
@@ -214,6 +236,14 @@ def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
         if not mask.all():
             bound[info.dim] = mask
     return bound
+
+
+def bind_layers(plan: Plan, found: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers of a plan among those of a graph, in its order; InputError if one is not there."""
+    known = {x.name for x in found}
+    if missing := next((n for n in plan.layers if n not in known), None):
+        raise InputError(f"the plan drops {missing!r}, which is no layer of this model: was it made for another file?")
+    return tuple(x for x in found if x.name in plan.layers)
 
 
 def make_plan(

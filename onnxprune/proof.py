@@ -12,6 +12,7 @@ from onnxprune.data import Labels, Samples, sample_count
 from onnxprune.errors import GateError
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
+from onnxprune.layers import without
 from onnxprune.manager import Recovery, State
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
@@ -75,15 +76,15 @@ def look(
 
 
 def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:
-    """The surgery check of every cut, before anything is recovered, the first one against `base` with masks (the folded
-    graph if None); GateError if one failed.
+    """The surgery check of every cut, before anything is recovered; GateError if one failed. Up to the first cut of
+    widths it is against `base` with layers switched off and masks (the folded graph if None).
     """
     progress("surgery check")
     tried = facts.surgery_feeds()
     verdicts = []
     for k, cut in enumerate(state.cuts):
-        made = _removed(state, k)
-        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
+        made, reference = _removed(state, k), _reference(state, k, base)
+        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, reference)
         verdicts.append(found)
     passed = SurgeryCheck(True, 0.0, TOLERANCE)  # of a pipeline that cuts nothing
     verdict = max(verdicts, key=lambda v: (not v.passed, v.max_rel_err), default=passed)
@@ -96,6 +97,21 @@ def prove(report: Report, facts: Original, state: State, base: Graph | None, pro
             f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )
+
+
+def _reference(state: State, cut: int, base: Graph | None) -> Graph | None:
+    """What a cut is compared with, without masks yet: `base` with all layers off that went by then, or the graph that
+    the first cut started from. None for the graph that this cut started from: where another one changed weights or
+    widths before.
+    """
+    before, first = state.cuts[:cut], state.cuts[0].typed
+    if any(c.plan.keep for c in before) or any(r.mended and r.cuts <= cut for r in state.recoveries):
+        before, first, base = [], state.cuts[cut].typed, None
+    layers = [x for c in (*before, state.cuts[cut]) for x in c.dropped.layers]
+    if not layers:
+        return base
+    off = without(base, layers, first.facts.dtypes) if base is not None else None
+    return off or without(first.graph, layers, first.facts.dtypes)
 
 
 def _removed(state: State, cut: int) -> Graph:

@@ -21,7 +21,7 @@ from onnxprune.manager import Pass, PassManager, PassResult, State
 from onnxprune.metrics import Yardstick
 from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
-from onnxprune.plan import Budget, bind
+from onnxprune.plan import Budget
 from onnxprune.progress import Progress
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program
@@ -58,13 +58,14 @@ class Search:
     def measure_curves(self) -> None:
         """The error curves, if they are needed and not given."""
         wanted = self.budget.scope == "global" and self.budget.criterion in ("", OBS)
-        if self.ready.curves is None and self.ready.data is not None and wanted:
+        if self.ready.curves is None and self.ready.data is not None and wanted and not self.ready.cuts:
             self.curves = sensitivity_of(self.ready, self.progress)
             self.ready.curves = self.curves.curves
 
     def at(self, budget: Budget, passes: Sequence[Pass] | None = None, progress: Progress | None = None) -> Found:
         """The passes from the first cut on at another budget. InputError if it cannot be reached."""
-        tried = replace(self.ready, budget=budget, cuts=[], recoveries=[])
+        ready = self.ready
+        tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
         results = self._manager(self.after if passes is None else passes).run(tried, *([progress] if progress else []))
         return Found(tried, self.results + results, self.curves)
 
@@ -112,7 +113,7 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
             if not tries:
                 raise
             break
-        predicted = predicted_ratio(search.ready, found.state, clock)
+        predicted = clock.predicted(found.state.cuts) or 1.0
         if any(predicted == a.predicted for a, _ in tries):  # the same widths again
             break
         timing = watch.settled(found.state.graph, k).timings[-1]
@@ -137,7 +138,7 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
 
 def _recovered(search: Search, attempt: Attempt, found: Found) -> Found:
     """The same cut with its recoveries."""
-    if len(found.state.cuts) > 1:
+    if len(found.state.cuts) != 1:
         return search.at(replace(search.budget, latency=attempt.asked, latency_ms=None), progress=search.progress)
     plan, search.ready.plan = search.ready.plan, found.state.cuts[0].plan
     try:
@@ -167,12 +168,6 @@ def _next(tries: Sequence[Attempt], wanted: float) -> float:
         return float(below.asked * (above.asked / below.asked) ** part)
     last = tries[-1]
     return min(last.asked * wanted / last.measured, 0.999)
-
-
-def predicted_ratio(ready: State, done: State, clock: Clock) -> float:
-    """What the latency model says of a result, as a share of the original's time."""
-    kept = {d: int(m.sum()) for d, m in bind(done.done, ready.typed).items()}
-    return clock.cost(ready.typed).ratio(kept)
 
 
 def sensitivity_of(ready: State, progress: Progress, jobs: int = 1) -> Sensitivity:

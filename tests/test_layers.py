@@ -28,6 +28,7 @@ LAYERS = (
     "calibration",
     "criteria",
     "allocation sensitivity ranking",
+    "layers",
     "plan",
     "manager",
     "jobs survivors",

@@ -158,7 +158,17 @@ def test_stable_keys(saved: dict[str, Any]) -> None:
     assert list(saved) == [
         *("format", "version", "outcome", "failure", "command", "argv", "source", "target", "params", "macs", "bytes"),
         *("dims", "options", "surgery_check", "numerics", "numerics_on", "metrics", "latency_ms", "gates", "passes"),
-        *("cuts", "frozen", "frozen_reasons", "refused", "recovery", "unrecovered", "layers", "layers_left_out"),
+        *(
+            "cuts",
+            "dropped_layers",
+            "frozen",
+            "frozen_reasons",
+            "refused",
+            "recovery",
+            "unrecovered",
+            "layers",
+            "layers_left_out",
+        ),
         *("operators", "network", "sensitivity", "profile", "timing", "notes", "versions"),
     ]
     pair = {"before", "after"}

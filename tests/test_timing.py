@@ -188,7 +188,7 @@ def test_a_model_is_the_sum_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     asked = fake(monkeypatch, macs)
     typed = typed_model(build(TWINS))
     found = clock_of(typed.graph)[0].cost(typed)
-    assert found.ratio({}) == 1
+    assert found.at({}) == found.rest + sum(t.whole for t in found.terms)
     products = [t for t in found.terms if getattr(t, "table", None) is not None]
     assert len(products) == 6 and len({t.group.question for t in products}) == 4
     sizes = {d.dim: d.dim.size // 2 for d in typed.prunable}

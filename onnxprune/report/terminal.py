@@ -14,6 +14,7 @@ from rich.text import Text
 from onnxprune import cost
 from onnxprune.criteria.second_order import Curve
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.layers import Layer, find
 from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
@@ -75,6 +76,7 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     for gate in report.gates:
         verdict = ("passed", "green") if gate.passed else ("failed", "red")
         out.print(Text.assemble("gate              ", verdict, f", {gate}"))
+    show_layers(out, report)
     show_cuts(out, report, None if verbose else TOP_CUTS)
     _show_frozen(out, report)
     for note in report.notes:
@@ -181,6 +183,21 @@ def _at(curve: Curve, share: float) -> float:
     return float(curve.errors[size - max(1, round(share * size))])
 
 
+def show_layers(out: Console, report: Report) -> None:
+    """Layers that went as a whole."""
+    if not report.layers:
+        return
+    table = Table("layers dropped", "kind", "params", "MACs", "influence", "error", box=None, pad_edge=False)
+    table.header_style = "dim"
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for x in report.layers:
+        scores = (_cell(value, "{:.2g}") for value in (x.influence, x.error))
+        table.add_row(x.layer, x.kind, count(x.params), count(x.macs), *scores)
+    out.print()
+    _print_table(out, table)
+
+
 def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     """Cut dims, those that lose most units first."""
     cuts = sorted(report.cuts, key=lambda c: c.after - c.before)
@@ -210,9 +227,10 @@ def _show_frozen(out: Console, report: Report) -> None:
 
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
+    layers = f"{_plural(len(plan.layers), 'layer')} and " if plan.layers else ""
     out.print(
-        f"plan: {plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are prunable);"
-        " no model was written"
+        f"plan: {layers}{plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are"
+        " prunable); no model was written"
     )
 
 
@@ -243,6 +261,20 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
         _print_table(out, rows)
     for reason, n in Counter(plain_reason(str(d.dim.frozen)) for d in plain).most_common():
         out.print(f"and {_plural(n, 'dim')}: {reason}")
+    _show_found_layers(out, find(typed))
+
+
+def _show_found_layers(out: Console, found: Sequence[Layer]) -> None:
+    """Layers that can be dropped."""
+    if not found:
+        return
+    table = Table("layer", "kind", "nodes", "params", "MACs", box=None, pad_edge=False, header_style="dim")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for x in found:
+        table.add_row(x.name, x.kind, str(len(x.nodes)), count(x.params), count(x.macs))
+    out.print(f"\n{_plural(len(found), 'layer')} can be dropped as a whole (--drop-layers)")
+    _print_table(out, table)
 
 
 def _plural(n: int, noun: str) -> str:
@@ -266,7 +298,11 @@ def inspection(typed: TypedGraph) -> dict[str, Any]:
         return {"dim": d.name, "kind": d.kind, "size": d.dim.size, **costs, **reason, "couples": couples}
 
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
-    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen]}
+    layers = [
+        {"layer": x.name, "kind": x.kind, "nodes": len(x.nodes), "params": x.params, "macs": x.macs}
+        for x in find(typed)
+    ]
+    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen], "layers": layers}
 
 
 def show_operators(out: Console, rows: Sequence[Operator]) -> None:

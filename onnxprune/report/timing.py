@@ -4,12 +4,12 @@ each width, and how well what it predicted agrees with what was measured.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from onnxprune.dims import Dim
-from onnxprune.plan import Plan, bind
+from onnxprune.manager import Cut
 from onnxprune.timing import Attempt, Clock
 from onnxprune.timing.steps import Found
 from onnxprune.timing.tables import NS, KernelTerm, Table
@@ -45,17 +45,16 @@ class Timing:
     known: int
 
     @staticmethod
-    def of(clock: Clock, plan: Plan) -> Timing | None:
-        """What a clock knows of the first graph that it saw, and of what a plan leaves of it."""
+    def of(clock: Clock, cuts: Sequence[Cut]) -> Timing | None:
+        """What a clock knows of the first graph that it saw, and of what cuts left of it."""
         if clock.first is None:
             return None
         typed, model = clock.first
         names = {d.dim: d.name for d in typed.dims}
-        sizes = {d: int(m.sum()) for d, m in bind(plan, typed).items()}
         tables = {id(t.table): t for t in model.terms if isinstance(t, KernelTerm) and t.table is not None}
         largest = sorted(tables.values(), key=lambda t: -t.whole)[:CURVES]
         curves = tuple(w for t in largest if t.table for w in _curves(t, t.table, names))
-        predicted = model.ratio(sizes) if sizes else None
+        predicted = clock.predicted(cuts)
         return Timing(model.at({}) / NS, predicted, model.steps, clock.attempts, curves, clock.measured, clock.known)
 
     def to_dict(self) -> dict[str, Any]:

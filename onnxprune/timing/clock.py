@@ -22,6 +22,8 @@ import numpy as np
 from onnxprune import cost
 from onnxprune.dims import Dim
 from onnxprune.inference import TypedGraph
+from onnxprune.manager import Cut
+from onnxprune.plan import bind
 from onnxprune.progress import Progress, silent
 from onnxprune.sessions import CPU, Feeds, Settings, program
 from onnxprune.timing.kernels import Group, groups
@@ -55,10 +57,6 @@ class LatencyModel:
     def at(self, sizes: Sizes) -> int:
         """Nanoseconds when each dim keeps `sizes[dim]` units."""
         return self.rest + sum(int(t.at(sizes)) for t in self.terms) if sizes else self._whole
-
-    def ratio(self, sizes: Sizes) -> float:
-        """The predicted time as a share of the whole."""
-        return self.at(sizes) / max(self._whole, 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,16 @@ class Clock:
     def first(self) -> tuple[TypedGraph, LatencyModel] | None:
         """The first graph that it was asked about, and its latency."""
         return next(iter(self._made.values()), None)
+
+    def predicted(self, cuts: Sequence[Cut]) -> float | None:
+        """What the latency models say of what some cuts left, as a share of what the first was made of; None where the
+        last one cuts no widths.
+        """
+        if not cuts or cuts[-1].dropped.layers:
+            return None
+        first, last = cuts[0].typed, cuts[-1].typed
+        kept = {d: int(m.sum()) for d, m in bind(cuts[-1].plan, last).items()}
+        return self.cost(last).at(kept) / max(self.cost(first).at({}), 1)
 
     def _model(self, typed: TypedGraph) -> LatencyModel:
         if self.settings.provider != CPU:
