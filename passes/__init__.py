@@ -6,6 +6,7 @@ from onnxprune.passes.fill_means import FillMeans
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.match_statistics import MatchStatistics
+from onnxprune.passes.merge_units import MergeUnits
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
@@ -21,6 +22,7 @@ PASSES = (
     Prune,
     FillMeans,
     MatchStatistics,
+    MergeUnits,
     RefitLeastSquares,
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
