@@ -221,7 +221,7 @@ def run(
             results, curves = _search(manager, state, facts, curves, progress)
         else:
             results = manager.run(state, progress)
-        report = _describe(graph, state, results, _notes(foreign, given, tests))
+        report = _describe(graph, state, results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves
         if facts:
             # with other biases a base of its own is needed
@@ -361,6 +361,10 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes
+
+
+def _told(state: State) -> list[str]:
+    return [r.note for r in state.recoveries if r.note]
 
 
 def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) -> Iterable[tuple[Feeds, Labels]]:

@@ -41,7 +41,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Mended:
-    """What recovery did to one product: mean squared error of its targets per row, before and after."""
+    """What recovery did to one product: mean squared error of its targets per row, before and after (of their means and
+    deviations, where these were matched).
+    """
 
     node: str
     before: float
@@ -52,7 +54,7 @@ class Mended:
 @dataclass(frozen=True)
 class Recovery:
     """One recovery pass: the graph that it found and the graph that it made, what it mended, and what it left alone,
-    with reasons.
+    with reasons; `note`: what people should know of it.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Recovery:
     mended: tuple[Mended, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
     cuts: int = 1  # made by then
+    note: str = ""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from onnxprune.data import Labels, Samples, sample_count
 from onnxprune.errors import GateError
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
-from onnxprune.manager import State
+from onnxprune.manager import Recovery, State
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
 from onnxprune.progress import Progress
@@ -152,7 +152,13 @@ def time_both(
 
 def _models(state: State) -> int:
     """How many models `_read` runs."""
-    return 1 if not state.recoveries else 2 + (len(state.recoveries) - 1) * (len(state.cuts) > 1)
+    return 1 if not state.recoveries else 2 + len(_steps(state))
+
+
+def _steps(state: State) -> list[Recovery]:
+    """The last recovery of every cut but the last."""
+    last = {r.cuts: r for r in state.recoveries}
+    return [last[k] for k in sorted(last) if k < len(state.cuts)]
 
 
 def _read(
@@ -163,10 +169,9 @@ def _read(
     if not state.recoveries:
         report.metrics.append(yardstick.read("removed", program(state.graph), watchers, "the pruned model"))
         return
-    steps = state.recoveries[:-1] if len(state.cuts) > 1 else []
-    for k, step in enumerate(steps):
+    for k, step in enumerate(_steps(state)):
         report.metrics.append(yardstick.read(f"step {k + 1}", program(step.after), [told]))
-    report.metrics.append(yardstick.read("removed", program(state.recoveries[-1].before), [told]))
+    report.metrics.append(yardstick.read("removed", program(_removed(state, len(state.cuts) - 1)), [told]))
     report.metrics.append(yardstick.read("recovered", program(state.graph), watchers, "the pruned model"))
 
 
