@@ -20,11 +20,13 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.calibration import Calibration
+from onnxprune.cost import Clock
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
+from onnxprune.layers import Chosen, Layer
 from onnxprune.plan import Budget, Plan, compose
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace
@@ -32,11 +34,14 @@ from onnxprune.trace import Trace, trace
 
 @dataclass(frozen=True)
 class Cut:
-    """What surgery did: the typed graph that it started from, the plan, and the graph that it made."""
+    """What surgery did: the typed graph that it started from, the plan, and the graph that it made; of a cut that drops
+    layers, which and why.
+    """
 
     typed: TypedGraph
     plan: Plan
     result: Graph
+    dropped: Chosen = field(default_factory=Chosen)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,8 @@ class Recovery:
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
-    samples), error curves that are known by dim name, the cuts and recoveries made.
+    samples), error curves that are known by dim name, whether recovery follows (`mends`), the cuts and recoveries made,
+    what sizes cost on this machine.
     """
 
     graph: Graph
@@ -85,6 +91,8 @@ class State:
     seed: int = 0
     curves: Mapping[str, Curve] | None = None
     recoveries: list[Recovery] = field(default_factory=list)
+    mends: bool = False
+    clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None
@@ -105,6 +113,11 @@ class State:
     def done(self) -> Plan:
         """All cuts as one plan."""
         return compose([c.plan for c in self.cuts], self.model)
+
+    @property
+    def dropped(self) -> list[Layer]:
+        """The layers that were dropped so far."""
+        return [x for c in self.cuts for x in c.dropped.layers]
 
     @property
     def calibration(self) -> Calibration | None:

@@ -180,7 +180,7 @@ def measure(
     from joblib import Parallel, delayed  # which takes as long as onnx to import
 
     graph = calibration.typed.graph
-    feeds = _first(calibration.feeds, samples)
+    feeds = first(calibration.feeds, samples)
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
@@ -208,7 +208,7 @@ def _probe(
     graph: Graph, changed: Mapping[str, TensorProto], feeds: Sequence[Feeds], want: Sequence[Sequence[Any]]
 ) -> float:
     """Error of the outputs with some constants changed."""
-    return _relative(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
+    return relative(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
 
 
 def _without(
@@ -251,7 +251,7 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_]) -> Arra
     return made
 
 
-def _first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
+def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
     """Feeds with about that many samples."""
     taken: list[Feeds] = []
     count = 0
@@ -268,7 +268,7 @@ def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[list[Any]]:
     return [list(made.run(None, f)) for f in feeds]
 
 
-def _relative(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
+def relative(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
     """Squared error over the squared deviation of the outputs from their mean, the mean over float outputs."""
     errors = []
     for left, right in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, Shape, foreign_operators, random_feeds
 from onnxprune.graph import Graph
@@ -44,6 +46,7 @@ LENGTH_SIZES = (
 )
 IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
 OWN_SIZES = 16  # of a model that are tried
+NOT_FINITE = 5  # sizes at which a model runs, but gives no numbers, before the first of them is taken
 RELATED = 4  # sizes of the table that are tried where lengths depend on each other
 STEPS = (1, 2, 8, 32, 160)  # by which an axis is made longer to see whether it moves
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -121,10 +124,12 @@ def batched_inputs(graph: Graph) -> list[str]:
 
 
 class _Trial:
-    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed."""
+    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed; `finite`:
+    whether all that the last run gave were numbers.
+    """
 
     def __init__(self, graph: Graph, seed: int) -> None:
-        self.graph, self.seed, self.message = graph, seed, ""
+        self.graph, self.seed, self.message, self.finite = graph, seed, "", True
         try:
             self.session = session(program(graph))
         except Exception as error:
@@ -132,18 +137,25 @@ class _Trial:
 
     def __call__(self, binding: Binding) -> bool:
         try:
-            self.session.run(None, random_feeds(self.graph, binding, self.seed))
+            made = self.session.run(None, random_feeds(self.graph, binding, self.seed))
         except Exception as error:  # these sizes do not fit; the next may
             self.message = self.message or str(error)
             return False
+        self.finite = all(np.isfinite(a).all() for a in made if isinstance(a, np.ndarray) and a.dtype.kind == "f")
         return True
 
 
 def _first(graph: Graph, runs: _Trial, sizes: Mapping[str, int]) -> tuple[Binding, Binding]:
-    found = next((pair for pair in bindings(graph, {}, sizes) if runs(pair[0])), None)
-    if found is None:
+    """The first sizes with outputs that are finite, else the first that run at all: a variance of one entry is 0."""
+    ran: list[tuple[Binding, Binding]] = []
+    for pair in bindings(graph, {}, sizes):
+        if runs(pair[0]):
+            ran.append(pair)
+            if runs.finite or len(ran) == NOT_FINITE:
+                return pair if runs.finite else ran[0]
+    if not ran:
         raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {runs.message}")
-    return found
+    return ran[0]
 
 
 def _moved(graph: Graph, first: Binding, runs: Runs) -> Binding:

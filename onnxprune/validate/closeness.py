@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from onnxprune.flow import LEAVE
+from onnxprune.graph import Graph
 from onnxprune.sessions import Feeds
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more
@@ -21,6 +23,11 @@ NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
 NOISE_LIMIT = 5e-3  # above this, noise is no excuse
 EPSILON = 2.0**-23  # of float32
 SMALLEST = 1e-6  # outputs below this are taken for rounding of zero
+STEP = 4 * EPSILON  # absolute: what an activation that saturates at 1 is exact to, however small its values are
+SATURATING = frozenset(("Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Tanh", "Exp"))
+MOVES = frozenset(("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast"))
+MOVES_PARTS = frozenset(("Slice", "Split", "Gather", "GatherElements", "GatherND", "Concat", "Expand", "Tile", "Pad"))
+KEEPS_STEPS = MOVES | MOVES_PARTS | {"Where", "TopK", "ReduceMean", "ReduceMax", "If", LEAVE}
 LABEL_MISMATCH = 0.01  # share of integer outputs (labels, indices) that may flip where two scores tie
 
 
@@ -32,10 +39,7 @@ class Slack:
     step: float = 0.0
 
 
-PLAIN = Slack()
-
-
-def relative_error(want: Any, got: Any, slack: Slack = PLAIN) -> float:
+def relative_error(want: Any, got: Any, slack: Slack = Slack()) -> float:
     """Largest difference over the largest finite entry of `want`. Integers: the share that differs, free up to
     LABEL_MISMATCH. Infinite where types, shapes or the places of what is not finite differ.
     """
@@ -76,3 +80,19 @@ def nudged(feeds: Feeds) -> Feeds:
     rng = np.random.default_rng(0)
     off = {n: a * (1 + rng.choice([-EPSILON, EPSILON], a.shape)) for n, a in feeds.items() if a.dtype.kind == "f"}
     return {n: off[n].astype(a.dtype) if n in off else a for n, a in feeds.items()}
+
+
+def in_steps(graph: Graph, name: str) -> bool:
+    """Whether values of a tensor are those of an activation that saturates, or means of them."""
+    todo, seen = [name], {name}
+    while todo:
+        i = graph.producer.get(todo.pop())
+        if i is None:
+            continue
+        if graph.nodes[i].op_type in SATURATING:
+            return True
+        if graph.nodes[i].op_type in KEEPS_STEPS:
+            fresh = set(graph.wires[i].inputs) - seen
+            seen |= fresh
+            todo.extend(fresh)
+    return False

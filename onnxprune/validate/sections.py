@@ -1,4 +1,4 @@
-"""The surgery check of a graph that rounds activations to integers, section by section.
+"""The surgery check of a graph that rounds activations to integers, or picks entries by rank, section by section.
 
 A value that lies at a tie goes up or down with the order of a sum, and all that follows goes with it. So two right
 graphs may differ by a step, and a tolerance that lets steps pass lets mistakes pass. But ties are no matter if both
@@ -9,7 +9,8 @@ had there, reduced to the kept units:
 
 The rounding at the start of a section gets the very numbers that the original rounded, in the same kernel, so y must be
 the same integers. From there to the next entry z nothing is rounded to integers, so z is as close as floats are. All
-sections run at once: entries are inputs, what they should be are outputs.
+sections run at once: entries are inputs, what they should be are outputs. It is the same with TopK and its like, whose
+scores may be all but equal.
 
 Left out are roundings inside of bodies of control flow, where nothing can be fed in: `Cuts.left`.
 """
@@ -36,10 +37,11 @@ from onnxprune.sessions import Feeds, program, session, watched
 from onnxprune.validate.closeness import (
     NOISE_FACTOR,
     NOISE_LIMIT,
-    PLAIN,
+    STEP,
     TOLERANCE,
     Slack,
     base_tolerance,
+    in_steps,
     relative_error,
     steps_apart,
 )
@@ -50,9 +52,19 @@ _SEEN = "FLOAT DOUBLE FLOAT16 INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 
 OBSERVABLE = frozenset(TensorProto.DataType.Value(k) for k in _SEEN.split())  # what ONNX Runtime hands over as arrays
 
 
+PICKING = frozenset(("TopK", "NonMaxSuppression", "ArgMax", "ArgMin", "NonZero", "Unique"))
+
+
+def picks(node: NodeProto) -> bool:
+    """Whether a node picks entries by rank, or by whether they are zero."""
+    return node.op_type in PICKING
+
+
 @dataclass(frozen=True)
 class Cuts:
-    """Tensors that enter a rounding, tensors that roundings make, and the nodes that round where one cannot cut."""
+    """Tensors that enter a rounding or a choice, tensors that these make, and the nodes that round where one cannot
+    cut.
+    """
 
     entries: tuple[str, ...]
     results: tuple[str, ...]
@@ -60,7 +72,7 @@ class Cuts:
 
 
 def find_cuts(typed: TypedGraph, reference: Graph, pruned: Graph) -> Cuts:
-    """Where the roundings of `pruned` can be cut off, in it and in `reference`."""
+    """Where the roundings and choices of `pruned` can be cut off, in it and in `reference`."""
     inner = inner_names(pruned.nodes) | inner_names(reference.nodes)
     seen = {n for n in typed.axes if typed.facts.dtypes.get(n) in OBSERVABLE}
     fit = seen & reference.producer.keys() & pruned.producer.keys() - inner
@@ -68,12 +80,12 @@ def find_cuts(typed: TypedGraph, reference: Graph, pruned: Graph) -> Cuts:
     entries: dict[str, None] = {}
     results: dict[str, None] = {}
     left: list[str] = []
-    for node in filter(rounds, pruned.nodes):
+    for node in (n for n in pruned.nodes if rounds(n) or picks(n)):
         taken = dict.fromkeys(n for n in node.input if n in made)
         if taken.keys() <= fit and not inner.intersection(node.output):
             entries |= taken
             results |= dict.fromkeys(n for n in node.output if n in fit)
-        else:
+        elif rounds(node):
             left.append(node.name or node.output[0])
     return Cuts(tuple(entries), tuple(results), tuple(left))
 
@@ -143,9 +155,9 @@ class Sections:
         cuts: Cuts,
         slack: Mapping[str, Slack],
     ) -> None:
-        self.typed, self.masks, self.reference, self.cuts, self.slack = typed, masks, reference, cuts, slack
+        self.typed, self.masks, self.reference, self.cuts, self.slack = typed, masks, reference, cuts, dict(slack)
         self.watched = list(dict.fromkeys([*cuts.entries, *cuts.results, *slack]))
-        self._exact = {*cuts.entries, *cuts.results} - slack.keys()
+        self._outputs = set(slack)
         self._made = self._session(pruned)
 
     @cached_property
@@ -215,9 +227,11 @@ class Sections:
 
     def _error(self, name: str, want: Any, got: Any) -> float:
         """Of floats relative to the largest entry; integers must be the same, unless they are an output."""
-        if name in self._exact and want.dtype.kind != "f":
+        if name not in self._outputs and want.dtype.kind != "f":
             return steps_apart(want, got)
-        return relative_error(want, got, self.slack.get(name, PLAIN))
+        if name not in self.slack:
+            self.slack[name] = Slack(step=STEP if in_steps(self.typed.graph, name) else 0.0)
+        return relative_error(want, got, self.slack[name])
 
     def _noise(self, feed: Feeds, want: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """How far each tensor of the masked original moves without optimisations, section by section. Inputs are not
@@ -228,6 +242,6 @@ class Sections:
         return {n: self._error(n, want[n], plain[n]) for n in want}
 
     def _what(self, name: str) -> str:
-        if name in self.slack:
+        if name in self._outputs:
             return f"output {name!r}"
-        return f"tensor {name!r}, which a rounding makes" if name in self.cuts.results else f"tensor {name!r}"
+        return f"tensor {name!r}, which a rounding or choice makes" if name in self.cuts.results else f"tensor {name!r}"
