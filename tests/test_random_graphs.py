@@ -25,7 +25,8 @@ from onnxprune.reading import load
 from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate
 from onnxprune.sessions import Feeds, run, session
-from onnxprune.validate.surgery_check import NOISE_FACTOR, NOISE_LIMIT, TOLERANCE, relative_error, surgery_check
+from onnxprune.validate.closeness import NOISE_FACTOR, NOISE_LIMIT, TOLERANCE, relative_error
+from onnxprune.validate.surgery_check import surgery_check
 from tests.common import check_cut, feeds_for, plans, plant, typed_model
 from tests.oracles import check_by_reference, tries
 from tests.random_graphs.builder import REFERENCE_OPSET, Builder
