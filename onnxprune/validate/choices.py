@@ -29,23 +29,26 @@ class Choices:
     scores: tuple[str, ...]
 
 
-def choices(typed: TypedGraph, pruned: Graph) -> Choices | None:
-    """The choices that a graph makes outside of bodies; None if there are none, or if what one is made from was cut, so
-    that it cannot be compared.
+def choices(typed: TypedGraph, pruned: Graph, masked: Graph) -> Choices | None:
+    """The choices that all three graphs make outside of bodies; None if there are none, or if what one is made from was
+    cut, so that it cannot be compared.
     """
-    inside = inner_names(typed.graph.nodes)
-    found = [n for n in typed.graph.nodes if n.op_type in CHOOSERS and inside.isdisjoint(n.output)]
-    there = [n for n in found if n.output[0] in pruned.producer]
-    scores = dict.fromkeys(name for node in there for name in _compared(node, pruned))
+    outside = _outer(typed.graph) & _outer(pruned) & _outer(masked)
+    there = [n for n in typed.graph.nodes if n.op_type in CHOOSERS and outside.issuperset(filter(None, n.output))]
+    scores = dict.fromkeys(name for node in there for name in _compared(node) if name in outside)
     if not there or not all(is_frozen(e) for name in scores for e in typed.axes.get(name, [])):
         return None
     return Choices(tuple(o for node in there for o in node.output if o), tuple(scores))
 
 
-def _compared(node: NodeProto, graph: Graph) -> list[str]:
+def _outer(graph: Graph) -> set[str]:
+    """Tensors that nodes outside of bodies make."""
+    return graph.producer.keys() - inner_names(graph.nodes)
+
+
+def _compared(node: NodeProto) -> Sequence[str]:
     """What a choice is made from: the data, or the boxes and scores."""
-    count = 2 if node.op_type == "NonMaxSuppression" else 1
-    return [name for name in node.input[:count] if name in graph.producer]
+    return tuple(node.input)[: 2 if node.op_type == "NonMaxSuppression" else 1]
 
 
 def given(pruned: Graph, made: Sequence[str], facts: Trace) -> Graph:

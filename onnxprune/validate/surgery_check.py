@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.feeds import random_feeds
@@ -28,6 +28,7 @@ from onnxprune.validate.masked import masked_original
 
 TOLERANCE = 1e-4  # of the largest output: float32 sums re-associate to about 1e-6 each, real mistakes are 1e-2 and more
 TOLERANCE_HALF = 2e-2  # float16 and bfloat16 carry 11 and 8 bits
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 NOISE_FACTOR = 10  # over the measured rounding noise of the same graph
 NOISE_LIMIT = 5e-3  # above this, noise is no excuse
 EPSILON = 2.0**-23  # of float32
@@ -82,7 +83,7 @@ def surgery_check(
     except Exception as refusal:  # ONNX Runtime's own exceptions share no base class
         return SurgeryCheck(False, np.inf, TOLERANCE, f"ONNX Runtime, which refuses the pruned model: {refusal}")
     error, worst = pair.largest(want, got)
-    tolerance = _base(want)
+    tolerance = TOLERANCE_HALF if _in_halves(typed) else TOLERANCE
     if not _says_something(want):
         return SurgeryCheck(False, error, tolerance, "any output: none is finite on these inputs (give --data)")
     if tolerance < error <= NOISE_LIMIT:
@@ -125,9 +126,10 @@ def _pair(typed: TypedGraph, result: Graph, masked: Graph, feeds: Sequence[Feeds
 
 def _rounded_elsewhere(pair: _Pair, error: float, tolerance: float) -> SurgeryCheck | None:
     """Graphs that round activations to integers may be chaotic: what ONNX Runtime's optimisations re-associate changes
-    all that follows, in the original too. Without them both models go the same way.
+    all that follows, in the original too. In graphs of halves they leave casts out. Without them both models go the
+    same way.
     """
-    if not any(map(rounds, pair.typed.graph.nodes)):
+    if not any(map(rounds, pair.typed.graph.nodes)) and not _in_halves(pair.typed):
         return None
     plain = [_outputs(model, pair.names, pair.feeds, optimise=False) for model in (pair.reference, pair.made)]
     left, _ = pair.largest(*plain)
@@ -141,7 +143,8 @@ def _rounded_to_integers(pair: _Pair, error: float, tolerance: float) -> Surgery
     typed = pair.typed
     if error > FLIP_LIMIT or not any(map(rounds, typed.graph.nodes)):
         return None
-    more = [*pair.feeds, *(random_feeds(typed.graph, typed.facts.binding, k) for k in range(FLIP_FEEDS))]
+    seeds = range(len(pair.feeds), len(pair.feeds) + FLIP_FEEDS)  # the first feeds have smaller ones
+    more = [*pair.feeds, *(random_feeds(typed.graph, typed.facts.binding, seed) for seed in seeds)]
     want, got = _reference_outputs(pair.reference, pair.names, more), _outputs(pair.made, pair.names, more)
     share = _flipped(want, got, tolerance)
     if share > FLIPPED:
@@ -151,7 +154,7 @@ def _rounded_to_integers(pair: _Pair, error: float, tolerance: float) -> Surgery
 
 def _picked_by_rank(pair: _Pair, error: float, tolerance: float) -> SurgeryCheck | None:
     """The pruned model goes by the choices of the masked original: what is chosen from and the outputs must agree."""
-    picked = choices(pair.typed, pair.result)
+    picked = choices(pair.typed, pair.result, pair.masked)
     if picked is None:
         return None
     graph, made = pair.typed.graph, list(picked.made)
@@ -302,6 +305,10 @@ def relative_error(want: Any, got: Any, floor: float = SMALLEST, step: float = 0
     return 0.0 if largest <= step else float(largest / max(np.abs(a[~odd]).max(), floor))
 
 
-def _base(outputs: Sequence[Sequence[NDArray[Any]]]) -> float:
-    floats = [a.dtype for row in outputs for a in row if isinstance(a, np.ndarray) and a.dtype.kind in "fV"]
-    return TOLERANCE if all(k.itemsize >= 4 for k in floats) else TOLERANCE_HALF
+def _in_halves(typed: TypedGraph) -> bool:
+    """Whether some activation is float16 or bfloat16; constants that are only stored so do not count."""
+    graph, dtypes = typed.graph, typed.facts.dtypes
+    return any(
+        any(dtypes.get(o) in HALVES for o in wires.outputs) and not graph.constants.keys() >= set(wires.inputs)
+        for wires in graph.wires
+    )
