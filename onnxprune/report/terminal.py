@@ -69,6 +69,7 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
         check = report.surgery_check
         verdict = ("passed", "green") if check.passed else ("failed", "red")
         numbers = f", largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})"
+        numbers += f", {check.detail}" if check.passed and check.detail else ""
         out.print(Text.assemble("surgery check     ", verdict, numbers))
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
