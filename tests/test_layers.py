@@ -30,6 +30,7 @@ LAYERS = (
     "allocation sensitivity ranking",
     "layers",
     "plan",
+    "together",
     "manager",
     "jobs survivors",
     "recovery",

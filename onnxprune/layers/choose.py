@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from itertools import chain
 
 from onnxprune.calibration import Calibration
+from onnxprune.constancy import constancy_of
 from onnxprune.errors import InputError
 from onnxprune.inference import TypedGraph
 from onnxprune.layers.find import find, leaves
@@ -30,6 +31,7 @@ class Chosen:
     layers: tuple[Layer, ...] = ()
     scores: Mapping[str, Score] = field(default_factory=dict)
     by_norm: bool = False
+    told: str = ""
 
 
 def check_wanted(wanted: Sequence[str]) -> None:
@@ -68,7 +70,7 @@ def _matching(found: Sequence[Layer], pattern: str) -> list[Layer]:
     return made
 
 
-def candidates(found: Sequence[Layer]) -> list[list[Layer]]:
+def ways(found: Sequence[Layer]) -> list[list[Layer]]:
     """Layers that hold no other, each with its variants: of these one may go."""
     return [[x, *(v for v in found if v.variant == x.name)] for x in leaves(found)]
 
@@ -77,11 +79,11 @@ def least(
     typed: TypedGraph, found: Sequence[Layer], count: int, calibration: Calibration | None, filled: bool
 ) -> Chosen:
     """The `count` least important layers."""
-    pool = candidates(found)
+    pool = ways(found)
     if count > len(pool):
         raise InputError(f"{count} layers cannot be dropped: the model has {len(pool)} (see `onnxprune inspect`)")
     if calibration is None:
-        sizes = norms(typed, [ways[-1] for ways in pool])
+        sizes = norms(typed, [each[-1] for each in pool])
         names = sorted(sizes, key=lambda n: sizes[n])[:count]
         return Chosen(tuple(x for x in found if x.name in names), by_norm=True)
     measured = Measured(calibration, pool, filled)
@@ -89,6 +91,21 @@ def least(
     while len(off) < count:
         off += measured.cheapest(off)[: min(max(1, count // BITES), count - len(off))]
     return Chosen(tuple(x for x in found if x in off), measured.scores)
+
+
+def silent(typed: TypedGraph) -> Chosen:
+    """Branches that add nothing, whatever the input."""
+    constancy = constancy_of(typed)
+
+    def is_zero(node: int, operand: int) -> bool:
+        axes = typed.signatures[node].inputs[operand] or []
+        return any(constancy.zero(node, operand, axis).all() for axis in range(len(axes)))
+
+    sums = [i for i, wires in enumerate(typed.graph.wires) if wires.operator == "Add"]
+    if not any(is_zero(i, j) for i in sums for j in (0, 1)):
+        return Chosen()
+    branches = [x for x in find(typed) if x.is_branch and typed.graph.wires[x.node].operator == "Add"]
+    return Chosen(tuple(x for x in branches if is_zero(x.node, x.operand)))
 
 
 class Measured:
@@ -107,9 +124,9 @@ class Measured:
         """What may go after `off`, the best way for each layer, the one whose loss costs least first."""
         gone = {x.variant or x.name for x in off}
         best: list[tuple[float, int, Layer]] = []
-        for k, ways in enumerate(self.pool):
-            if ways[0].name not in gone:
-                best.append(min((self.error([*off, x]), k, x) for x in ways))
+        for k, each in enumerate(self.pool):
+            if each[0].name not in gone:
+                best.append(min(((self.error([*off, x]), k, x) for x in each), key=lambda b: b[:2]))
         return [x for _, _, x in sorted(best, key=lambda b: b[:2])]
 
     def error(self, off: Sequence[Layer]) -> float:
