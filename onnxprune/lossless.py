@@ -8,7 +8,7 @@ matter is put back, until nothing changes. What is left is the largest set that 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from onnxprune.rules.rule import Read
 
 CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN")
+NO_MULTIPLES: Mapping[Dim, int] = {}
 
 
-def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> dict[Dim, Mask]:
+def removable(
+    typed: TypedGraph, candidates: Collection[Dim], multiples: Mapping[Dim, int] = NO_MULTIPLES
+) -> dict[Dim, Mask]:
     """True for units that can go, shape (d.size,) for each candidate, in their order; the number that stays is a
-    positive multiple of `step`, or all.
+    positive multiple of the dim's number in `multiples`, or all.
     """
     constancy = constancy_of(typed)
     gone = {d: np.ones(d.size, bool) for d in candidates}
@@ -50,15 +53,15 @@ def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> 
                     gone[d] = gone[d] & ok
                     kept[d] = ~gone[d]
                     changed = True
-        if not changed and not _put_back(gone, step):
+        if not changed and not _put_back(gone, multiples):
             return gone
 
 
-def _put_back(gone: dict[Dim, Mask], step: int) -> bool:
+def _put_back(gone: dict[Dim, Mask], multiples: Mapping[Dim, int]) -> bool:
     """Keep further units, from the front, where too few stay; True if any was put back."""
     changed = False
     for d, mask in gone.items():
-        stay = int((~mask).sum())
+        stay, step = int((~mask).sum()), multiples.get(d, 1)
         want = min(d.size, -(-max(1, stay) // step) * step)
         if want > stay:
             mask[np.flatnonzero(mask)[: want - stay]] = False
@@ -125,15 +128,18 @@ def _matched_zero(
     (j, axis), inputs = read.partner or (0, 0), typed.signatures[i].inputs
     weights = real(typed.graph, i, j) if typed.graph.nodes[i].op_type in CONVOLUTIONS else None
     if weights is not None:
-        return _grouped_zero(typed, i, j, weights, kept)
+        return _grouped_zero(typed, i, read, weights, kept)
     units = gather((inputs[j] or [])[axis], other, np.logical_and.reduce)
     return spread((inputs[read.input] or [])[read.axis], units, np.logical_or, False).astype(bool)
 
 
-def _grouped_zero(typed: TypedGraph, i: int, j: int, weights: NDArray[Any], kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+def _grouped_zero(
+    typed: TypedGraph, i: int, read: Read, weights: NDArray[Any], kept: dict[Dim, Mask]
+) -> NDArray[np.bool_]:
     """Per input channel (g*I) of a grouped convolution: whether its group's remaining filters ignore it."""
-    axes = typed.signatures[i].inputs[j] or []
+    inputs, (j, _) = typed.signatures[i].inputs, read.partner or (0, 0)
+    axes = inputs[j] or []
     w = (weights != 0).reshape(axes[0].size, axes[1].size, -1).any(axis=2)
     w = w & keep(axes[0], kept)[:, None]
-    g = (typed.signatures[i].inputs[0] or [])[1].size // axes[1].size
+    g = (inputs[read.input] or [])[read.axis].size // axes[1].size
     return np.asarray(~w.reshape(g, -1, axes[1].size).any(axis=1).reshape(-1))

@@ -20,6 +20,7 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.calibration import Calibration
+from onnxprune.cost import Clock
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Binding
@@ -75,7 +76,7 @@ class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
     samples), error curves that are known by dim name, whether recovery follows (`mends`), the cuts and recoveries made,
-    and `notes` for the report.
+    what sizes cost on this machine, and `notes` for the report.
     """
 
     graph: Graph
@@ -92,6 +93,7 @@ class State:
     recoveries: list[Recovery] = field(default_factory=list)
     mends: bool = False
     notes: list[str] = field(default_factory=list)
+    clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None

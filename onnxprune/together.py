@@ -64,7 +64,7 @@ class Together:
     ) -> None:
         name = next((n for n in COSTS if getattr(budget, n) is not None), None)
         if name is None:
-            raise InputError(f"drop_layers auto goes with a budget of {', '.join(COSTS)} or max_drop")
+            raise InputError(f"drop_layers auto goes with a budget of {', '.join(COSTS)}: give a number or names")
         self.typed, self.name = typed, name
         self.poly = COSTS[name](typed)
         self._products = cost.macs_by_node(typed)

@@ -7,11 +7,13 @@ from onnxprune.passes.fill_means import FillMeans
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.match_statistics import MatchStatistics
+from onnxprune.passes.merge_units import MergeUnits
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
 from onnxprune.passes.take_branches import TakeBranches
 
+RECOVERING = (FillMeans, MatchStatistics, MergeUnits, RefitLeastSquares)  # weights change, widths do not
 PASSES = (
     InlineFunctions,
     TakeBranches,
@@ -21,9 +23,7 @@ PASSES = (
     DropLayers,
     AbsorbConstants,
     Prune,
-    FillMeans,
-    MatchStatistics,
-    RefitLeastSquares,
+    *RECOVERING,
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
@@ -37,4 +37,4 @@ def in_steps(count: int, recover: bool, layers: bool = False) -> str:
     return ",".join([PREPARE, *first, *["prune", "remove-dead", *mend] * count, *(["remove-dead"] if recover else [])])
 
 
-__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants", "in_steps"]
+__all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "RECOVERING", "AbsorbConstants", "in_steps"]

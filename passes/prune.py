@@ -62,11 +62,11 @@ class Prune:
             own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)})
         elif own is not None:
             first = state.cuts[0].typed if state.cuts else state.typed
-            own = own.at_step(first, state.typed, sum(not c.dropped.layers for c in state.cuts))
+            own = own.at_step(first, state.typed, sum(not c.dropped.layers for c in state.cuts), state.clock)
             if own is None:
                 return Plan({}, state.model)
         curves = None if state.cuts else state.curves  # of the first graph
-        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed)
+        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed, state.clock)
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

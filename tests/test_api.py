@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import GateError, InputError, Plan, api, cost, proof
+from onnxprune import GateError, InputError, Plan, cost, proof
 from onnxprune.feeds import batch_size
 from onnxprune.graph import outline
 from onnxprune.inference import TypedGraph
@@ -23,6 +23,7 @@ from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import bind
 from onnxprune.reading import load
+from onnxprune.sessions import Settings
 from onnxprune.validate.surgery_check import SurgeryCheck
 from onnxprune.writing import serialize
 from tests.common import build
@@ -37,8 +38,8 @@ MLP = """(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8] a, float[8,6] 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency of a few rounds: it is not what these tests are about."""
-    monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
 
 
 def prepared(model: Path | onnx.ModelProto) -> TypedGraph:
@@ -224,12 +225,14 @@ def test_threads_with_checks() -> None:
 def test_signature() -> None:
     """As the issue states it."""
     stated = {
-        "ratio": None, "macs": None, "params": None, "bytes": None, "max_drop": None, "lossless": False,
+        "ratio": None, "macs": None, "params": None, "bytes": None, "latency": None, "latency_ms": None,
+        "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
         "drop_layers": (), "schedule": "",
         "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
         "check": True,
-        "passes": None, "gates": None, "custom_op_library": (),
+        "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,
+        "cache": True,
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters
     assert {n: p.default for n, p in found.items() if n != "model"} == stated

@@ -13,12 +13,14 @@ from fnmatch import fnmatchcase
 from itertools import chain
 
 from onnxprune.calibration import Calibration
-from onnxprune.constancy import constancy_of
 from onnxprune.errors import InputError
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.layers.find import find, leaves
 from onnxprune.layers.influence import Gains, Score, influences, norms
 from onnxprune.layers.layer import Layer
+from onnxprune.layers.residual import MOVES
+from onnxprune.linear import KINDS as PRODUCTS
 
 BITES = 4  # times that all layers are measured again on the way to a number of drops
 AUTO, NONE = "auto", "none"
@@ -94,18 +96,28 @@ def least(
 
 
 def silent(typed: TypedGraph) -> Chosen:
-    """Branches that add nothing, whatever the input."""
-    constancy = constancy_of(typed)
-
-    def is_zero(node: int, operand: int) -> bool:
-        axes = typed.signatures[node].inputs[operand] or []
-        return any(constancy.zero(node, operand, axis).all() for axis in range(len(axes)))
-
-    sums = [i for i, wires in enumerate(typed.graph.wires) if wires.operator == "Add"]
-    if not any(is_zero(i, j) for i in sums for j in (0, 1)):
+    """Branches that add nothing, whatever the input, since what multiplies last is zero."""
+    graph = typed.graph
+    sums = [i for i, wires in enumerate(graph.wires) if wires.operator == "Add"]
+    zero = {(i, j) for i in sums for j, name in enumerate(graph.wires[i].inputs) if _is_zero(graph, name)}
+    if not zero:
         return Chosen()
-    branches = [x for x in find(typed) if x.is_branch and typed.graph.wires[x.node].operator == "Add"]
-    return Chosen(tuple(x for x in branches if is_zero(x.node, x.operand)))
+    return Chosen(tuple(x for x in find(typed) if (x.node, x.operand) in zero))
+
+
+def _is_zero(graph: Graph, name: str) -> bool:
+    """Whether a tensor is zero whatever the input: a product with zero weights and bias, or what is made of such."""
+    if name in graph.constants:
+        return graph.constants[name].data_type in FLOATS and not graph.array(name).any()
+    i = graph.producer.get(name)
+    if i is None:
+        return False
+    operator, inputs = graph.wires[i].operator, graph.wires[i].inputs
+    if operator in PRODUCTS:  # of activation and weight, with a bias or without
+        return all(n in graph.constants and _is_zero(graph, n) for n in inputs[1:] if n)
+    if operator == "Add":
+        return all(_is_zero(graph, n) for n in inputs)
+    return operator in MOVES and _is_zero(graph, inputs[0])
 
 
 class Measured:

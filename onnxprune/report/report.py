@@ -21,6 +21,7 @@ from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
 from onnxprune.report.about import UNTOLD, About
 from onnxprune.report.anatomy import Anatomy, BeforeAfter
+from onnxprune.report.timing import Timing
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.validate.latency import Comparison
 from onnxprune.validate.profile import Profile
@@ -101,6 +102,7 @@ class Report:
     anatomy: Anatomy = field(default_factory=Anatomy)
     sensitivity: Sensitivity | None = None
     profile: Profile | None = None
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report; keys are stable, absent measurements are null."""
@@ -132,6 +134,7 @@ class Report:
             **self.anatomy.to_dict(),
             "sensitivity": finite(_sensitivity(self.sensitivity)) if self.sensitivity else None,
             "profile": _profile(self.profile) if self.profile else None,
+            "timing": self.timing.to_dict() if self.timing else None,
             "notes": self.notes,
             "versions": versions(),
         }

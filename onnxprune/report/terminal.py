@@ -19,8 +19,11 @@ from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report, plain_reason
+from onnxprune.report.timing import Timing
 from onnxprune.sensitivity import Sensitivity
-from onnxprune.validate.latency import Timing
+from onnxprune.timing.steps import Found
+from onnxprune.validate import latency
+from onnxprune.validate.latency import Comparison
 
 TOP_CUTS = 8
 TOP_PLACES = 3
@@ -60,10 +63,13 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     out.print(_totals(report))
     if report.latency_ms and (words := shows(report.latency_ms.timings[-1])) != "faster":
         out.print(f"latency           {words}")
+    if report.timing:
+        _show_timing(out, report.timing, report.latency_ms)
     if report.surgery_check:
         check = report.surgery_check
         verdict = ("passed", "green") if check.passed else ("failed", "red")
         numbers = f", largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})"
+        numbers += f", {check.detail}" if check.passed and check.detail else ""
         out.print(Text.assemble("surgery check     ", verdict, numbers))
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
@@ -83,6 +89,23 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
         )
 
 
+def _show_timing(out: Console, timing: Timing, measured: Comparison | None) -> None:
+    """The latency model: the useful steps, and how right it was."""
+    steps = ", ".join(_step(kind, f) for kind, f in timing.steps.items())
+    if steps:
+        out.print(f"useful steps      {steps}")
+    if timing.predicted is not None:
+        words = [f"{timing.predicted:.3f} of the original's time predicted from its kernels"]
+        words += [f"{measured.timings[-1].ratio:.3f} measured"] if measured else []
+        words += [_plural(len(timing.attempts), "try").replace("trys", "tries")] if timing.attempts else []
+        out.print(f"latency model     {', '.join(words)}")
+
+
+def _step(kind: str, found: Found) -> str:
+    between = f" (between: {found.excess:+.0%} time)" if found.excess is not None else ""
+    return f"{found.step} for {kind}{between}"
+
+
 def _totals(report: Report) -> Table:
     table = Table("", "before", "after", "change", box=None, pad_edge=False, header_style="dim")
     for column in table.columns[1:]:
@@ -96,13 +119,13 @@ def _totals(report: Report) -> Table:
     return table
 
 
-def speed_up(timing: Timing) -> str:
+def speed_up(timing: latency.Timing) -> str:
     """With its interval: 1.88x (1.84 to 1.91)."""
     low, high = timing.speedup_ci95
     return f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f})"
 
 
-def shows(timing: Timing) -> str:
+def shows(timing: latency.Timing) -> str:
     """What the interval of a speed-up shows."""
     return timing.verdict + (" (wide interval)" if timing.is_wide else "")
 
