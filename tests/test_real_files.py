@@ -1,5 +1,5 @@
-"""Trained files as their authors shipped them inside packages (Paddle, JAX, Keras and PyTorch exports): pruned, checked,
-and run at another size.
+"""Trained files as their authors shipped them inside packages: pruned, checked, and run at another size. They were
+exported from Paddle, JAX, Keras and PyTorch.
 """
 
 from __future__ import annotations
