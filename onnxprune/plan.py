@@ -300,8 +300,8 @@ def make_plan(
             keep = _by_score(typed, budget, listed, multiples, scores, clock)
         for d, mask in keep.items():
             if mask.all():
-                multiple = multiples.get(d, 1)
-                refused.append((infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {multiple})"))
+                step = f" in steps of {multiples[d]} units" if multiples.get(d, 1) > 1 else ""
+                refused.append((infos[d].name, f"nothing goes at this budget{step}"))
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
 
