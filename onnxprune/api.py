@@ -25,9 +25,10 @@ from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
+from onnxprune.passes.rotate_units import RotateUnits
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove, time_both
+from onnxprune.proof import Original, look, measure, prove, prove_turn, time_both
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
@@ -77,6 +78,7 @@ def prune(
     exclude: Iterable[str] = (),
     steps: int = 1,
     recover: bool = True,
+    rotate: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
@@ -105,6 +107,7 @@ def prune(
         normalise: what scores are divided by before dims are compared: the dim's "mean", "max", "sum", or "none".
         steps: number of cuts, each recovered from, on the way to the budget.
         recover: with data, refit the remaining weights to what the original computes.
+        rotate: with data and the criterion "obs", cut in other bases where that is exact (`onnxprune.rotation`).
         curves: what `measure_sensitivity` measured on this model.
         round_to: keep a multiple of this many units in every dim.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
@@ -131,8 +134,9 @@ def prune(
         exclude=_patterns(exclude), steps=steps,
     )  # fmt: skip
     return run(
-        load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
-        samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates, about=about,
+        load(model, custom_op_library), budget=budget, recover=recover, rotate=rotate, curves=curves, data=data,
+        test_data=test_data, samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
+        about=about,
     )  # fmt: skip
 
 
@@ -180,6 +184,7 @@ def run(
     budget: Budget | None = None,
     plan: Plan | None = None,
     recover: bool = True,
+    rotate: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
@@ -208,11 +213,14 @@ def run(
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     check = check and not foreign
     _require_data(budget, metric, tests, check)
-    steps = parse(passes or _pipeline(budget, recover and given is not None and not foreign), PASSES)
+    fit = given is not None and not foreign
+    turn = rotate and _turns(budget, plan, curves, fit)
+    steps = parse(passes or _pipeline(budget, recover and fit, turn), PASSES)
     with blaming(graph), _telling_failures():
         state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
         state.curves = curves.curves_for(state.model) if curves else None
+        state.bases = curves.bases if curves else None
         facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
         manager = PassManager(steps, verify_each)
         if budget is not None and budget.max_drop is not None:
@@ -224,7 +232,9 @@ def run(
         if facts:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
-            prove(report, facts, state, base, progress)
+            if state.turn:
+                prove_turn(report, facts, state.turn, graph, progress)
+            prove(report, facts, state, None if state.turn else base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
             feeds = next(iter(tests), {}) if tests else facts.random[0]
             time_both(report, [graph, state.graph], feeds, settings, bench_seconds, seed, profiled, progress)
@@ -253,12 +263,19 @@ def _try(gates: Gates, report: Report, dry_run: bool) -> None:
         raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
-def _pipeline(budget: Budget | None, recover: bool) -> str:
+def _turns(budget: Budget | None, plan: Plan | None, curves: Sensitivity | None, fit: bool) -> bool:
+    """Whether units are cut in other bases: those of the plan or the curves, or where widths are chosen by curves."""
+    if plan is not None or curves is not None:
+        return bool(plan.bases if plan is not None else curves and curves.bases)
+    return fit and budget is not None and not budget.lossless and budget.criterion in ("", OBS)
+
+
+def _pipeline(budget: Budget | None, recover: bool, rotate: bool = False) -> str:
     """The default passes for a budget."""
     if budget is not None and budget.lossless:
         return LOSSLESS
     count = budget.steps if budget is not None else 1
-    return in_steps(count, recover)
+    return in_steps(count, recover, rotate)
 
 
 def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool) -> None:
@@ -280,13 +297,14 @@ def _search(
     if budget is None or budget.max_drop is None or facts is None or facts.yardstick is None:
         raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
     if curves is None and budget.scope == "global" and budget.criterion in ("", OBS):
-        curves = _sensitivity(first, progress)
-        first.curves = curves.curves
+        rotates = any(isinstance(s, RotateUnits) for s in manager.passes)
+        curves = _sensitivity(first, progress, rotate=rotates)
+        first.curves, first.bases = curves.curves, curves.bases
     low, high = 0.0, 1.0
     best: tuple[State, list[PassResult]] | None = None
     for k in range(SEARCHES):
         macs = (low + high) / 2
-        tried = replace(first, budget=replace(budget, macs=macs, max_drop=None), cuts=[], recoveries=[])
+        tried = replace(first, budget=replace(budget, macs=macs, max_drop=None), cuts=[], recoveries=[], turn=None)
         progress(f"{macs:.1%} of the MACs", k, SEARCHES)
         try:
             results = manager.run(tried)
@@ -303,14 +321,15 @@ def _search(
     return best[1], curves
 
 
-def _sensitivity(state: State, progress: Progress, jobs: int = 1) -> Sensitivity:
-    """Error curves of the graph as the passes before the cut make it."""
+def _sensitivity(state: State, progress: Progress, jobs: int = 1, rotate: bool = True) -> Sensitivity:
+    """Error curves of the graph as the passes before the cut make it, in the bases that it will be cut in."""
     ready = replace(state, cuts=[], recoveries=[])
-    PassManager(parse(PREPARE, PASSES)).run(ready, progress)
+    PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(ready, progress)
     if ready.calibration is None:
         raise InputError("sensitivities need calibration data: give --data")
     tell = partial(progress, "sensitivity of dims")
-    return analyse(ready.calibration, ready.typed.prunable, state.model, jobs, tell)
+    found = analyse(ready.calibration, ready.typed.prunable, state.model, jobs, tell)
+    return replace(found, bases=ready.bases or {})
 
 
 def measure_sensitivity(
@@ -320,6 +339,7 @@ def measure_sensitivity(
     samples: int = SAMPLES,
     seed: int = 0,
     jobs: int = 1,
+    rotate: bool = True,
     progress: Progress = silent,
 ) -> Sensitivity:
     """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
@@ -330,7 +350,7 @@ def measure_sensitivity(
     with blaming(graph):
         state = State(graph, _shapes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
-        return _sensitivity(state, progress, jobs)
+        return _sensitivity(state, progress, jobs, rotate)
 
 
 def _samples(
@@ -419,6 +439,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
         recovery=[m for r in state.recoveries for m in r.mended],
         unrecovered=[left for r in state.recoveries for left in r.left],
         notes=notes,
+        rotated={n: b.shape[1] for n, b in plan.bases.items()},
     )
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}

@@ -13,7 +13,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import onnx
@@ -26,6 +26,7 @@ from onnxprune.feeds import Shape
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan, compose
+from onnxprune.rotation import Bases
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace
 
@@ -63,12 +64,19 @@ class Recovery:
     cuts: int = 1  # made by then
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A change of bases: the typed graph that it started from, and the same function in other bases."""
+
+    typed: TypedGraph
+    result: Graph
+
+
 @dataclass
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
-    calibration data (`data` is iterated several times, and holds about `samples` samples), error curves that are known
-    by dim name, the cuts and recoveries
-    made.
+    calibration data (`data` is iterated several times, and holds about `samples` samples), bases and error curves that
+    are known by dim name, the turn, cuts and recoveries made.
     """
 
     graph: Graph
@@ -81,7 +89,9 @@ class State:
     data: Iterable[Feeds] | None = None
     samples: int = 0
     seed: int = 0
+    bases: Bases | None = None
     curves: Mapping[str, Curve] | None = None
+    turn: Turn | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     _calibration: Calibration | None = None
     _facts: Trace | None = None
@@ -101,8 +111,9 @@ class State:
 
     @property
     def done(self) -> Plan:
-        """All cuts as one plan."""
-        return compose([c.plan for c in self.cuts], self.model)
+        """All cuts as one plan, in the bases that they were made in."""
+        made = compose([c.plan for c in self.cuts], self.model)
+        return replace(made, bases=self.bases or {}) if self.turn else made
 
     @property
     def calibration(self) -> Calibration | None:

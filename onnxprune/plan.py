@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import cost, ranking, sensitivity
+from onnxprune import cost, ranking, rotation, sensitivity
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.calibration import Calibration
 from onnxprune.criteria import OBS, Criterion, Scores, label, resolve, score
@@ -30,6 +30,7 @@ from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.lossless import removable
+from onnxprune.rotation import Bases, obstacles, packed, unpacked
 
 COSTS = ("ratio", "macs", "params", "bytes")
 VERSION = 1
@@ -103,12 +104,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons."""
+    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons. `bases`: the dims whose units
+    are directions of another basis (`rotation`), and that basis, (copies, n, n) in float32.
+    """
 
     keep: dict[str, Mask]
     model: str = ""
     kinds: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
+    bases: Bases = field(default_factory=dict)
 
     @property
     def removed(self) -> int:
@@ -122,7 +126,8 @@ class Plan:
             for n, m in self.keep.items()
         }
         refused = [{"dim": n, "reason": r} for n, r in self.refused]
-        return json.dumps({"version": VERSION, "model": self.model, "dims": dims, "refused": refused}, indent=1)
+        made: dict[str, Any] = {"version": VERSION, "model": self.model, "dims": dims, "refused": refused}
+        return json.dumps(made | ({"bases": packed(self.bases)} if self.bases else {}), indent=1)
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -137,7 +142,7 @@ class Plan:
                 keep[name][np.asarray(row["removed"], int)] = False
             kinds = {n: str(row.get("kind", "units")) for n, row in data["dims"].items()}
             refused = tuple((r["dim"], r["reason"]) for r in data.get("refused", []))
-            return Plan(keep, str(data["model"]), kinds, refused)
+            return Plan(keep, str(data["model"]), kinds, refused, unpacked(data.get("bases", {})))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -210,6 +215,14 @@ def make_plan(
                 )
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
+
+
+def choose_bases(typed: TypedGraph, budget: Budget | None, calibration: Calibration) -> Bases:
+    """Bases for all dims that may be pruned and whose basis can change, by name."""
+    picked = typed.prunable if budget is None else _infos(typed, budget).values()
+    free = obstacles(typed, [i.dim for i in picked])
+    found = rotation.bases(calibration, [i.dim for i in picked if not free[i.dim]])
+    return {i.name: found[i.dim] for i in picked if i.dim in found}
 
 
 def _infos(typed: TypedGraph, budget: Budget) -> dict[Dim, DimInfo]:

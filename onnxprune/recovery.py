@@ -26,6 +26,7 @@ from onnxprune.linear import Linear, linears
 from onnxprune.manager import Cut, Mended, Recovery, State
 from onnxprune.plan import bind
 from onnxprune.regression import Regression, Solution
+from onnxprune.rectified import Rows, window_behind
 from onnxprune.sessions import Feeds
 from onnxprune.stages import LIMIT_BYTES, Stages
 from onnxprune.storage import tensor
@@ -178,6 +179,8 @@ class _Recovery:
             x = job.linear
             weight = x.matrix(self.graph.array(x.weight).astype(np.float32))
             job.regression = Regression(weight, self._bias(x).reshape(weight.shape[0], -1), x.bias in self.new)
+            window = window_behind(self.graph, job.target if job.minus else x.out)
+            job.regression.rows = Rows.some(window, _wanted_rows(x), x.size) if window else None
         wants = list(dict.fromkeys(j.target for j in jobs))
         has = list(dict.fromkeys(n for j in jobs for n in (j.linear.data, j.minus) if n))
         first = 0
@@ -223,12 +226,16 @@ def _take(job: _Job, want: Array, got: Mapping[str, Array], samples: int, first:
     if job.minus:
         want = want - got[job.minus]
     count = x.positions(want.shape)
-    rows = max(ROWS, ROWS_PER_SUMMAND * x.size[1])
-    each = max(1, min(count, -(-rows // max(samples, 1))))
+    each = max(1, min(count, -(-_wanted_rows(x) // max(samples, 1))))
     picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
     data = got[x.data]
     if data.shape[0] and count:
-        job.regression.add(x.columns(data, want.shape, picks), x.rows(want, picks), first)
+        offset = x.rows(got[job.minus], picks) if job.minus and job.regression.rows else None
+        job.regression.add(x.columns(data, want.shape, picks), x.rows(want, picks), first, offset)
+
+
+def _wanted_rows(x: Linear) -> int:
+    return max(ROWS, ROWS_PER_SUMMAND * x.size[1])
 
 
 def _levels(graph: Graph, found: Mapping[int, Linear]) -> dict[str, int]:

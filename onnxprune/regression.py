@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.rectified import Rows
+
 Array = NDArray[Any]
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_PENALTY = 1e-2  # where there are too few samples to choose
@@ -98,35 +100,39 @@ class Regression:
     spare_bias: bool = False
     folds: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
     shift: Array | None = None
-    _pending: list[tuple[int, Array, Array]] = field(default_factory=list)
+    rows: Rows | None = None
+    _pending: list[tuple[int, Array, Array, Array | None]] = field(default_factory=list)
     _rows: int = 0
 
     @property
     def dual(self) -> bool:
         return int(self.weight.shape[1]) > GRAM_LIMIT
 
-    def add(self, x: Array, t: Array, first: int) -> None:
-        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on."""
+    def add(self, x: Array, t: Array, first: int, offset: Array | None = None) -> None:
+        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on; `offset`, as t: what
+        is added in front of an activation."""
         held = np.arange(first, first + x.shape[0]) % HELD_OUT == HELD_OUT - 1
         for fold, mask in ((0, ~held), (1, held)):
             if mask.any():
-                a, b = (v[mask].swapaxes(0, 1) for v in (x, t))
-                self._pending.append(
-                    (fold, a.reshape(a.shape[0], -1, a.shape[3]), b.reshape(b.shape[0], -1, b.shape[3]))
-                )
+                a, b, c = (None if v is None else _flat(v[mask]) for v in (x, t, offset))
+                self._pending.append((fold, a, b, c))
                 self._rows += self._pending[-1][1].shape[1]
         if self._rows >= BLOCK_ROWS and not self.dual:
             self._flush()
 
     def _flush(self) -> None:
         for fold in (0, 1):
-            x = [a for f, a, _ in self._pending if f == fold]
-            t = [b for f, _, b in self._pending if f == fold]
+            x = [a for f, a, _, _ in self._pending if f == fold]
+            t = [b for f, _, b, _ in self._pending if f == fold]
+            o = [c for f, _, _, c in self._pending if f == fold and c is not None]
             if x:
                 rows, targets = np.concatenate(x, 1).astype(np.float32), np.concatenate(t, 1).astype(np.float32)
                 if self.shift is None:
                     self.shift = rows.mean(1)
-                self.folds[fold].add(rows - self.shift[:, None], targets)
+                rows = rows - self.shift[:, None]
+                self.folds[fold].add(rows, targets)
+                if self.rows is not None:
+                    self.rows.add(fold, rows, targets, np.concatenate(o, 1).astype(np.float32) if o else None)
         self._pending, self._rows = [], 0
 
     def solve(self) -> Solution:
@@ -149,6 +155,10 @@ class Regression:
             return Solution(self.weight, self.bias, before, before)
         both = fit + held
         m, c = (w, both.intercept(w)) if best is None else self._ridge(both, w, best)
+        if self.rows is not None and best is not None and held.n:
+            rounds, _, _ = self.rows.choose(*tried[best], best)
+            if rounds:
+                m, c = self.rows.improve(m, c, best, rounds)
         unbiased = np.einsum("gk,gko->go", self.shift, m)
         if self.spare_bias and judge.error(m, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(m, c):
             c = unbiased
@@ -169,7 +179,7 @@ class Regression:
 
     def _solve_dual(self) -> Solution:
         """As `solve`, for few rows of many summands: M = W + X' (X X' + lambda I)^-1 (T - X W), columns centred."""
-        kept = [(f, a[0].astype(np.float32), b[0].astype(np.float32)) for f, a, b in self._pending]
+        kept = [(f, a[0].astype(np.float32), b[0].astype(np.float32)) for f, a, b, _ in self._pending]
         if not any(f == 0 for f, _, _ in kept):
             return Solution(self.weight, self.bias, 0.0, 0.0)
         folds = [
@@ -196,6 +206,11 @@ class Regression:
         x, t = (np.concatenate(pair) for pair in zip(*folds, strict=True))
         m, c = (w, (t - x @ w).mean(0)) if best is None else _dual(x, t, w, best)
         return Solution(m[None], c[None], before, errors[best], best)
+
+
+def _flat(v: Array) -> Array:
+    """(N, G, P, K) as (G, N*P, K)."""
+    return v.swapaxes(0, 1).reshape(v.shape[1], -1, v.shape[3])
 
 
 def _dual(x: Array, t: Array, w: Array, penalty: float) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.passes.rotate_units import RotateUnits
 from onnxprune.passes.take_branches import TakeBranches
 
 PASSES = (
@@ -16,6 +17,7 @@ PASSES = (
     DropZeroStates,
     RemoveDead,
     AbsorbConstants,
+    RotateUnits,
     Prune,
     RefitLeastSquares,
 )
@@ -24,10 +26,10 @@ DEFAULT = f"{PREPARE},prune,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
 
 
-def in_steps(count: int, recover: bool) -> str:
-    """The pipeline that cuts `count` times, and recovers after each cut."""
+def in_steps(count: int, recover: bool, rotate: bool = False) -> str:
+    """The pipeline that cuts `count` times, in other bases if `rotate`, and recovers after each cut."""
     step = "prune,remove-dead,refit-least-squares" if recover else "prune,remove-dead"
-    return ",".join([PREPARE, *[step] * count, *(["remove-dead"] if recover else [])])
+    return ",".join([PREPARE, *["rotate-units"] * rotate, *[step] * count, *(["remove-dead"] if recover else [])])
 
 
 __all__ = ["DEFAULT", "LOSSLESS", "PASSES", "PREPARE", "AbsorbConstants", "in_steps"]
