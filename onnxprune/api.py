@@ -214,7 +214,7 @@ def run(
     check = check and not foreign
     _require_data(budget, metric, tests, check)
     fit = given is not None and not foreign
-    turn = rotate and _turns(budget, plan, curves, fit)
+    turn = _turns(budget, plan, curves, rotate and fit)
     steps = parse(passes or _pipeline(budget, recover and fit, turn), PASSES)
     with blaming(graph), _telling_failures():
         state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
@@ -263,11 +263,11 @@ def _try(gates: Gates, report: Report, dry_run: bool) -> None:
         raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
-def _turns(budget: Budget | None, plan: Plan | None, curves: Sensitivity | None, fit: bool) -> bool:
-    """Whether units are cut in other bases: those of the plan or the curves, or where widths are chosen by curves."""
+def _turns(budget: Budget | None, plan: Plan | None, curves: Sensitivity | None, chosen: bool) -> bool:
+    """Whether units are cut in other bases: those of the plan or the curves, else such as may be `chosen` by data."""
     if plan is not None or curves is not None:
         return bool(plan.bases if plan is not None else curves and curves.bases)
-    return fit and budget is not None and not budget.lossless and budget.criterion in ("", OBS)
+    return chosen and budget is not None and not budget.lossless and budget.criterion in ("", OBS)
 
 
 def _pipeline(budget: Budget | None, recover: bool, rotate: bool = False) -> str:

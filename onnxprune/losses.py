@@ -1,8 +1,8 @@
 """How far outputs are off, without labels: what sensitivities are measured in.
 
     relative      squared error over the squared deviation of the outputs from their mean
-    divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one of
-                  a thousand unlikely classes hardly does
+    divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one
+                  of a thousand unlikely classes hardly does
 
 `output_error` is the first, plus the second where an output is class scores that favour some class.
 """
@@ -32,11 +32,16 @@ def _error(want: Sequence[Array], got: Sequence[Array]) -> float:
     """Error of one output over feeds."""
     left, right = ([np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in part] for part in (want, got))
     noise = sum(float(np.square(a - b).sum()) for a, b in zip(left, right, strict=True))
-    signal = sum(float(np.square(a - (a.mean(0) if len(np.atleast_1d(a)) > 1 else a.mean())).sum()) for a in left if a.size)
+    signal = sum(float(np.square(a - _middle(a)).sum()) for a in left if a.size)
     found = noise / max(signal, 1e-30)
     if all(map(_favours, left)):
         found += float(np.mean(np.concatenate([divergence(a, b) for a, b in zip(left, right, strict=True)])))
     return found
+
+
+def _middle(a: Array) -> Any:
+    """The mean over samples, or over all entries where there is one sample."""
+    return a.mean(0) if a.ndim and len(a) > 1 else a.mean()
 
 
 def _favours(scores: Array) -> bool:
@@ -48,7 +53,7 @@ def _favours(scores: Array) -> bool:
 
 
 def divergence(want: Array, got: Array) -> NDArray[np.float64]:
-    """Kullback-Leibler divergence of the probabilities `got` from `want`, both class scores (N, classes), in nats: (N,)."""
+    """Kullback-Leibler divergence of the probabilities `got` from `want`, both scores (N, classes), in nats: (N,)."""
     ready = is_distribution(want)
     with np.errstate(all="ignore"):
         p, q = (log_probabilities(x, ready) for x in (want, got))

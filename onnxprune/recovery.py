@@ -25,8 +25,8 @@ from onnxprune.graph import Graph, captured, operator
 from onnxprune.linear import Linear, linears
 from onnxprune.manager import Cut, Mended, Recovery, State
 from onnxprune.plan import bind
-from onnxprune.regression import Regression, Solution
 from onnxprune.rectified import Rows, window_behind
+from onnxprune.regression import Regression, Solution
 from onnxprune.sessions import Feeds
 from onnxprune.stages import LIMIT_BYTES, Stages
 from onnxprune.storage import tensor

@@ -1,12 +1,12 @@
-"""Least squares for what an activation lets through: after Relu or Clip it does not matter how far below its lower bound
-a value lies, nor how far above the upper one.
+"""Least squares for what an activation lets through: after Relu or Clip it does not matter how far below its lower
+bound a value lies, nor how far above the upper one.
 
     minimise   sum (p - z)^2 + ridge     p = x @ m + c
     z = t inside of (low, high); where t is beyond a bound, p itself if it is beyond it too, else the bound
 
-This is convex in (m, c) and no smaller than the error behind the activation. It falls with every round of "take z for the
-present p, then solve the ridge regression for z" (asymmetric reconstruction: Zhang et al. 2016, "Accelerating very deep
-convolutional networks for classification and detection"). The regression's matrix stays the same, so it is inverted once.
+This is convex in (m, c) and no smaller than the error behind the activation. It falls with every round of "take z for
+the present p, then solve the ridge regression for z" (asymmetric reconstruction: Zhang et al. 2016, "Accelerating very
+deep convolutional networks for classification and detection"). The matrix stays the same, so it is inverted once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,8 @@ def window_behind(graph: Graph, tensor: str) -> Window | None:
 
 @dataclass
 class Rows:
-    """Every so many rows of a product: x (G, n, K), t (G, n, O) and what is added to p in front of the activation, as t,
-    or None, with the fold that they belong to.
+    """Every so many rows of a product: x (G, n, K), t (G, n, O) and what is added to p in front of the activation, as
+    t, or None, with the fold that they belong to.
     """
 
     window: Window
@@ -83,20 +84,22 @@ class Rows:
         step = np.s_[:, :: self.every]
         self.kept.append((fold, x[step].copy(), t[step].copy(), None if offset is None else offset[step].copy()))
 
-    def choose(self, m: Array, c: Array, penalty: float) -> tuple[int, float, float]:
-        """From (m, c), solved on fold 0: how many rounds on it are best on fold 1, and the error per row behind the
-        activation there before and after them."""
-        held = self._joined((1,))
-        errors = [self._error(held, m, c)]
-        errors += [self._error(held, *found) for found in self._walk(self._joined((0,)), m, c, penalty)]
+    def error(self, m: Array, c: Array) -> float:
+        """Error per row behind the activation, on fold 1."""
+        x, t, offset = self._joined((1,))
+        return self.window.error(x @ m + c[:, None] + offset, t + offset) / int(x.shape[1])
+
+    def choose(self, m: Array, c: Array, penalty: float) -> tuple[int, float]:
+        """From (m, c), solved on fold 0: how many rounds on it are best on fold 1, and the error there after them."""
+        errors = [self.error(m, c)]
+        errors += [self.error(*found) for found in self._walk(self._joined((0,)), m, c, penalty)]
         best = int(np.argmin(errors))
-        return best, errors[0], errors[best]
+        return best, errors[best]
 
     def improve(self, m: Array, c: Array, penalty: float, rounds: int) -> tuple[Array, Array]:
         """(m, c), solved on both folds, after some rounds on both."""
-        for _, (m, c) in zip(range(rounds), self._walk(self._joined((0, 1)), m, c, penalty), strict=False):
-            pass
-        return m, c
+        walk = islice(self._walk(self._joined((0, 1)), m, c, penalty), rounds)
+        return list(walk)[-1]
 
     def _joined(self, folds: tuple[int, ...]) -> tuple[Array, Array, Array | float]:
         """All rows of some folds."""
@@ -128,7 +131,3 @@ class Rows:
     @staticmethod
     def _affordable(x: Array, t: Array) -> int:
         return int(np.clip(WORK / (2.0 * x.size * t.shape[2]), 0, ROUNDS))
-
-    def _error(self, rows: tuple[Array, Array, Array | float], m: Array, c: Array) -> float:
-        x, t, offset = rows
-        return self.window.error(x @ m + c[:, None] + offset, t + offset) / x.shape[1]

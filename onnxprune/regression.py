@@ -92,7 +92,8 @@ class Solution:
 @dataclass
 class Regression:
     """Collects rows of one product and solves for its weights. `shift` (G, K) is taken off x, against cancellation.
-    `spare_bias`: the product has no bias yet, and should get one only if it is worth it.
+    `spare_bias`: the product has no bias yet, and should get one only if it is worth it. `rows`: where an activation
+    follows, and what it lets through is what counts.
     """
 
     weight: Array
@@ -109,13 +110,14 @@ class Regression:
         return int(self.weight.shape[1]) > GRAM_LIMIT
 
     def add(self, x: Array, t: Array, first: int, offset: Array | None = None) -> None:
-        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on; `offset`, as t: what
-        is added in front of an activation."""
+        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on; `offset`, as t:
+        what is added in front of an activation.
+        """
         held = np.arange(first, first + x.shape[0]) % HELD_OUT == HELD_OUT - 1
         for fold, mask in ((0, ~held), (1, held)):
             if mask.any():
-                a, b, c = (None if v is None else _flat(v[mask]) for v in (x, t, offset))
-                self._pending.append((fold, a, b, c))
+                added = None if offset is None else _flat(offset[mask])
+                self._pending.append((fold, _flat(x[mask]), _flat(t[mask]), added))
                 self._rows += self._pending[-1][1].shape[1]
         if self._rows >= BLOCK_ROWS and not self.dual:
             self._flush()
@@ -156,9 +158,11 @@ class Regression:
         both = fit + held
         m, c = (w, both.intercept(w)) if best is None else self._ridge(both, w, best)
         if self.rows is not None and best is not None and held.n:
-            rounds, _, _ = self.rows.choose(*tried[best], best)
+            start = tried[best]
+            rounds, after = self.rows.choose(start[0], start[1], best)
             if rounds:
                 m, c = self.rows.improve(m, c, best, rounds)
+                before, errors[best] = self.rows.error(w, moved), after
         unbiased = np.einsum("gk,gko->go", self.shift, m)
         if self.spare_bias and judge.error(m, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(m, c):
             c = unbiased

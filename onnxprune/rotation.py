@@ -37,10 +37,9 @@ Bases = Mapping[str, Array]
 FLOOR = 1e-6  # of the mean variance of a unit, added to each
 
 # operators that are linear in a dim which they do not act on: what they say of other axes does not matter
-MOVES = frozenset(
-    """Identity Dropout Neg Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Expand Tile
-    GlobalAveragePool AveragePool""".split()
-)
+_MOVES = """Identity Dropout Neg Transpose Reshape Flatten Squeeze Unsqueeze Concat Split Slice Expand Tile
+GlobalAveragePool AveragePool"""
+MOVES = frozenset(_MOVES.split())
 ADDS = frozenset(("Add", "Sub", "Sum", "Mean"))
 SCALES = frozenset(("Mul", "Div"))
 REDUCES = frozenset(("ReduceSum", "ReduceMean"))
@@ -48,9 +47,9 @@ PRODUCTS = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 
 
 class Place(NamedTuple):
-    """Where the units of a dim lie on an axis: `index` (copies, n, rest); `outer`: the dims that tell copies apart."""
+    """Where the units of a dim lie on an axis: `units` (copies, n, rest); `outer`: the dims that tell copies apart."""
 
-    index: NDArray[np.int64]
+    units: NDArray[np.int64]
     outer: tuple[Dim, ...]
 
 
@@ -175,7 +174,7 @@ def _blocks(calibration: Calibration, c: Consumer, d: Dim, gram: Gram) -> Iterat
     energy = max(float(np.einsum("gko,gko->", cov @ w, w)), 1e-30)
     scale = float(np.square(w).mean()) / energy  # readers of streams that grow count alike
     for place in places(expr, d):
-        rows = (place.index[..., None] * c.area + np.arange(c.area)).reshape(*place.index.shape[:2], -1)
+        rows = (place.units[..., None] * c.area + np.arange(c.area)).reshape(*place.units.shape[:2], -1)
         for taps in rows:
             blocks = [(cov[:, r][:, :, r].sum(0) * scale, np.einsum("gio,gjo->ij", w[:, r], w[:, r])) for r in taps.T]
             variance, weights = (np.sum(part, axis=0) for part in zip(*blocks, strict=True))
@@ -218,9 +217,9 @@ def _turned(array: Array, axis: int, expr: Expr, d: Dim, basis: Array) -> Array:
     """An array multiplied by a basis along one of its axes."""
     moved = np.moveaxis(array, axis, 0).copy()
     for place in places(expr, d):
-        each = np.broadcast_to(basis, (len(place.index), d.size, d.size)).astype(np.float64)
-        block = moved[place.index]  # (copies, n, rest, ...)
-        moved[place.index] = (each @ block.reshape(*block.shape[:2], -1)).reshape(block.shape)
+        each = np.broadcast_to(basis, (len(place.units), d.size, d.size)).astype(np.float64)
+        block = moved[place.units]  # (copies, n, rest, ...)
+        moved[place.units] = (each @ block.reshape(*block.shape[:2], -1)).reshape(block.shape)
     return np.moveaxis(moved, 0, axis)
 
 
