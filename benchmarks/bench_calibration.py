@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune.feeds import Binding, axis_sizes, random_feeds, running_shapes
+from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds, Settings, program
+from onnxprune.sizing import axis_sizes, running_shapes
 from onnxprune.validate import latency
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

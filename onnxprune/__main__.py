@@ -58,6 +58,7 @@ from onnxprune.report.html import page
 from onnxprune.report.plots import curves_svg
 from onnxprune.report.report import Report, finite
 from onnxprune.sensitivity import Sensitivity
+from onnxprune.sizing import pair_if_it_runs
 from onnxprune.version import __version__
 from onnxprune.writing import check_paths, write_atomic
 
@@ -363,7 +364,7 @@ def _budget(options: dict[str, Any]) -> Budget | None:
 
 def _typed(graph: Graph) -> TypedGraph:
     with blaming(graph):
-        state = State(graph)
+        state = State(graph, pair_if_it_runs(graph))
         PassManager(parse(PREPARE, PASSES)).run(state)
         return state.typed
 

@@ -18,7 +18,7 @@ from onnxprune import cost
 from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
-from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds, running_shapes
+from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, PassResult, State, parse
@@ -35,6 +35,7 @@ from onnxprune.report.anatomy import BeforeAfter, anatomy
 from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import Feeds, Libraries, Settings, program
+from onnxprune.sizing import running_pair, running_shapes
 from onnxprune.validate import latency, numerics
 
 NO_DATA = "a metric needs data to be measured on: give --data"
@@ -217,17 +218,18 @@ def run(
     turn = _turns(budget, plan, curves, rotate and fit)
     steps = parse(passes or _pipeline(budget, recover and fit, turn), PASSES)
     with blaming(graph), _telling_failures():
-        state = State(graph, _shapes(graph, given or tests, check, seed), budget, plan, graph.fingerprint(), dry_run)
+        pair = _sizes(graph, given or tests, check, seed)
+        state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
         state.curves = curves.curves_for(state.model) if curves else None
         state.bases = curves.bases if curves else None
-        facts = look(graph, state.facts.binding, tests, metric, seed, progress) if check and not dry_run else None
+        facts = look(graph, pair, tests, metric, seed, progress) if pair and check and not dry_run else None
         manager = PassManager(steps, verify_each)
         if budget is not None and budget.max_drop is not None:
             results, curves = _search(manager, state, facts, curves, progress)
         else:
             results = manager.run(state, progress)
-        report = _describe(graph, state, results, _notes(foreign, given, tests))
+        report = _describe(graph, state, results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves
         if facts:
             # with other biases a base of its own is needed
@@ -348,7 +350,7 @@ def measure_sensitivity(
     graph = model if isinstance(model, Graph) else load(model)
     given = Samples(graph, data, samples, seed)
     with blaming(graph):
-        state = State(graph, _shapes(graph, given, True, seed), model=graph.fingerprint())
+        state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
         return _sensitivity(state, progress, jobs, rotate)
 
@@ -361,11 +363,12 @@ def _samples(
     return given, given if test_data is None else Samples(graph, test_data, None, seed)
 
 
-def _shapes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> dict[str, tuple[int, ...]]:
-    """Input shapes to start from: those of the data, else some that run."""
-    if samples is not None:
-        return {n: a.shape for n, a in next(iter(samples)).items()}
-    return running_shapes(graph, seed) if check else {}
+def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:
+    """Two sets of input shapes that the model runs at, those of the data first; None where it is not to be run."""
+    if samples is None and not check:
+        return None
+    known = {n: a.shape for n, a in next(iter(samples)).items()} if samples is not None else None
+    return running_pair(graph, seed, known)
 
 
 def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
@@ -378,6 +381,10 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes
+
+
+def _told(state: State) -> list[str]:
+    return [r.note for r in state.recoveries if r.note]
 
 
 def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) -> Iterable[tuple[Feeds, Labels]]:

@@ -13,11 +13,12 @@ import numpy as np
 
 from onnxprune.data import BATCH, DataLike, load_feeds
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.feeds import Binding, Shape, axis_sizes, batched_inputs, random_feeds, running_shapes
+from onnxprune.feeds import Binding, Shape, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.progress import Progress, silent
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds, Libraries, Settings, open_session, program
+from onnxprune.sizing import axis_sizes, batched_inputs, running_shapes
 from onnxprune.validate import latency
 from onnxprune.validate.footprint import Footprint, footprints
 from onnxprune.validate.latency import Comparison

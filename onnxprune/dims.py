@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+MAX_SIZES = 6  # parts of an axis that a reason lists
 MAX_UNROLL = (
     64  # where a Sum cuts inside a Prod's inner factor, the Prod is unrolled if its outer factor is this long or less
 )
@@ -55,13 +56,15 @@ REASONS = {
     "normalised": "each unit changes the value of all others",
     "picked": "single entries are picked by number",
     "operand": "the operator's shape operand is computed at run time",
-    "no-rule": "the operator has no rule",
+    "no-rule": "onnxprune does not know the operator",
     "barrier": "the operator does not allow it",
     "control-flow": "it enters a body of control flow",
-    "misaligned": "two groupings of it do not align",
+    "misaligned": "it is grouped in two ways that do not align",
     "structure": "it is fixed by the operator",
-    "shape-unknown": "the shape is not known before running",
-    "rule-mismatch": "the rule and the traced shape disagree",
+    "gates": "it counts the gates of a recurrent layer",
+    "single": "it is made of single units",
+    "shape-unknown": "a shape is not known before running",
+    "rule-mismatch": "the sizes met at the operator do not fit it",
     "sequence": "it is inside a sequence, optional or map value",
 }
 
@@ -169,6 +172,17 @@ def atoms(expr: Expr) -> list[Dim]:
     return [expr] if isinstance(expr, Dim) else [d for child in children(expr) for d in atoms(child)]
 
 
+def sizes(expr: Expr) -> str:
+    """How an axis is grouped, for people: 12 x 64, or 32 + 32 + 64."""
+    expr = resolve(expr)
+    if isinstance(expr, Dim):
+        return str(expr.size)
+    if len(children(expr)) > MAX_SIZES:
+        return f"{expr.size} in {len(children(expr))} {'parts' if isinstance(expr, Sum) else 'factors'}"
+    texts = [f"({sizes(e)})" if isinstance(e, Sum) and isinstance(expr, Prod) else sizes(e) for e in children(expr)]
+    return (" + " if isinstance(expr, Sum) else " x ").join(texts) or "1"
+
+
 def is_frozen(expr: Expr) -> bool:
     """True if no unit of the axis can go."""
     expr = resolve(expr)
@@ -181,16 +195,17 @@ def frozen_reason(expr: Expr) -> Reason | None:
     """The first reason in a wholly frozen axis; None if a unit of it may go."""
     if not is_frozen(expr):
         return None
-    return next((d.frozen for d in atoms(expr) if d.frozen), Reason("structure", detail="single units"))
+    return next((d.frozen for d in atoms(expr) if d.frozen), Reason("single"))
 
 
 class Space:
     """Makes dims and keeps their identities; one per typed graph, so that nothing is shared between calls or
-    threads.
+    threads. `where` names the node that is being typed, for the reasons that are found here.
     """
 
     def __init__(self) -> None:
         self._count = 0
+        self.where = ""
 
     def dim(self, size: int, frozen: Reason | None = None) -> Dim:
         """A fresh Dim."""
@@ -243,7 +258,7 @@ class Space:
             return self._split_sum(expr, size)
         outer, inner = expr.factors[0], Prod(expr.factors[1:])
         if size % inner.size:
-            self.freeze(expr, Reason("misaligned", detail=f"cut at {size} of {inner.size}-long rows"))
+            self.freeze(expr, Reason("misaligned", self.where, f"a cut at {size} in rows of {inner.size}"))
             return self._frozen_pair(expr, size, expr.size - size)
         first_rows, rest_rows = self.split(outer, size // inner.size)
         return product(first_rows, inner), product(rest_rows, inner)
@@ -282,7 +297,7 @@ class Space:
         return total(*(outer for outer, _ in pairs)), resolve(pairs[0][1])
 
     def _misfactor(self, expr: Expr, inner: int) -> tuple[Expr, Expr]:
-        self.freeze(expr, Reason("misaligned", detail=f"{expr!r} has no inner factor of {inner}"))
+        self.freeze(expr, Reason("misaligned", self.where, f"{sizes(expr)} in rows of {inner}"))
         return self._frozen_pair(expr, expr.size // inner, inner)
 
     def _frozen_pair(self, expr: Expr, a: int, b: int) -> tuple[Expr, Expr]:
@@ -316,7 +331,7 @@ class Space:
                 return self.unify(a, b)
             n = _common_inner(fa, fb)
             if n == 0:
-                reason = Reason("misaligned", detail=f"{a!r} against {b!r}")
+                reason = Reason("misaligned", self.where, f"{sizes(a)} against {sizes(b)}")
                 self.freeze(a, reason)
                 return self.freeze(b, reason)
             (a, low_a), (b, low_b) = self.factor(a, n), self.factor(b, n)
@@ -334,9 +349,9 @@ class Space:
             for _ in range(outer.size - 1):  # the outer units become single, so that the Prod reads inner + inner + ...
                 _, outer = self.split(outer, 1)
             self.unify(a, total(*[inner] * (b.size // inner.size)))
-            self.freeze(b.factors[0], Reason("misaligned", detail=f"rows of {inner.size} are cut by {a!r}"))
+            self.freeze(b.factors[0], Reason("misaligned", self.where, f"{sizes(a)} against rows of {inner.size}"))
         else:
-            reason = Reason("misaligned", detail=f"{a!r} against {b!r}")
+            reason = Reason("misaligned", self.where, f"{sizes(a)} against {sizes(b)}")
             self.freeze(a, reason)
             self.freeze(b, reason)
 

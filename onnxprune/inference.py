@@ -20,7 +20,7 @@ from onnx import NodeProto
 
 from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
 from onnxprune.errors import Barrier
-from onnxprune.graph import Graph, operator
+from onnxprune.graph import FLOATS, Graph, operator
 from onnxprune.quantization import stands_for_reals
 from onnxprune.rules import RULES, elementwise
 from onnxprune.rules.rule import Axes, Node, Signature
@@ -149,13 +149,14 @@ class _Walk:
         inputs = [self._input_axes(name) for name in wires.inputs]
         node = Node(proto, wires, index, self.opset, self.space, self.facts, inputs)
         rule = RULES.get(wires.operator)
+        self.space.where = node.where
         try:
             if rule is None:
                 raise Barrier("no-rule", wires.operator)
             rule(node)
             self._verify(node)
         except Barrier as stop:
-            _block(node, Reason(stop.code, node.where, stop.detail))
+            _block(node, Reason(stop.code, node.where, _told(node, stop.detail)))
         except (ValueError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
             _block(node, Reason("rule-mismatch", node.where, f"{proto.op_type}: {error}"))
         self._close_inputs(node)
@@ -177,19 +178,20 @@ class _Walk:
             if name and shape is None:
                 raise Barrier("shape-unknown", f"output {name!r}")
             if made is not None and tuple([e.size for e in made]) != shape:
-                raise Barrier(
-                    "rule-mismatch", f"{node.proto.op_type}: {[e.size for e in made]} against {list(shape or ())}"
-                )
+                raise Barrier("rule-mismatch", f"{[e.size for e in made]} against {list(shape or ())}")
 
     def _close_inputs(self, node: Node) -> None:
-        """Freeze operands that the rule did not ask for; constants among them carry no axes at all."""
+        """Freeze operands that the rule did not ask for; constants among them carry no axes at all, but for the weights
+        of a barrier.
+        """
+        barrier = node.signature.barrier
         for i, axes in enumerate(node.signature.inputs):
             if i in node.typed or axes is None:
                 continue
-            reason = node.signature.barrier or Reason("operand", node.where, node.proto.op_type)
             for e in axes:
-                self.space.freeze(e, reason)
-            if node.inputs[i] in self.constants:
+                self.space.freeze(e, barrier or Reason("operand", node.where, node.proto.op_type))
+            constant = self.constants.get(node.inputs[i])
+            if constant is not None and (barrier is None or constant.data_type not in FLOATS):
                 node.signature.inputs[i] = None
 
     def _close_outputs(self, node: Node) -> None:
@@ -207,6 +209,12 @@ class _Walk:
                     self.space.freeze(made[axis], Reason("dynamic", node.where))
             self.axes[name] = made
             node.signature.outputs[k] = made
+
+
+def _told(node: Node, detail: str) -> str:
+    """The operator, and what was wrong there."""
+    name = operator(node.proto)
+    return detail if detail.startswith(name) else f"{name}: {detail}" if detail else name
 
 
 def _block(node: Node, reason: Reason) -> None:

@@ -65,6 +65,11 @@ class Linear:
         return "Conv" in self.node.op_type
 
     @property
+    def channel(self) -> int:
+        """The axis of its outputs."""
+        return 1 if self.is_conv else -1
+
+    @property
     def transposed(self) -> bool:
         return self.node.op_type == "ConvTranspose"
 
@@ -131,11 +136,14 @@ class Linear:
         taken = flat[:, :, :, index]  # (N, G, I, P, kernel)
         return taken.transpose(0, 1, 3, 2, 4).reshape(n, g, index.shape[0], -1)
 
-    def rows(self, y: Array, picks: NDArray[np.int64]) -> Array:
-        """y at the same positions: (N, G, P, O)."""
+    def rows(self, y: Array, picks: NDArray[np.int64], kept: NDArray[np.bool_] | None = None) -> Array:
+        """y at the same positions: (N, G, P, O); of the channels that are `kept`, where y has more."""
         if not self.is_conv:
-            return y.reshape(y.shape[0], 1, -1, y.shape[-1])[:, :, picks]
-        return y.reshape(y.shape[0], self.groups, self.size[2], -1)[:, :, :, picks].transpose(0, 1, 3, 2)
+            taken = y.reshape(y.shape[0], 1, -1, y.shape[-1])[:, :, picks]
+            return taken if kept is None else taken[..., kept]
+        taken = y.reshape(y.shape[0], y.shape[1], -1)[:, :, picks]
+        taken = taken if kept is None else taken[:, kept]
+        return taken.reshape(y.shape[0], self.groups, self.size[2], -1).swapaxes(2, 3)
 
     def _patches(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
         """The padded input, and for each picked position the flat numbers of the entries under the kernel."""

@@ -22,7 +22,7 @@ from onnx import ModelProto
 from onnxprune.calibration import Calibration
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.feeds import Shape
+from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.plan import Budget, Plan, compose
@@ -42,7 +42,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Mended:
-    """What recovery did to one product: mean squared error of its targets per row, before and after."""
+    """What recovery did to one product: mean squared error of its targets per row, before and after (of their means and
+    deviations, where these were matched).
+    """
 
     node: str
     before: float
@@ -53,7 +55,7 @@ class Mended:
 @dataclass(frozen=True)
 class Recovery:
     """One recovery pass: the graph that it found and the graph that it made, what it mended, and what it left alone,
-    with reasons.
+    with reasons; `note`: what people should know of it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Recovery:
     mended: tuple[Mended, ...] = ()
     left: tuple[tuple[str, str], ...] = ()
     cuts: int = 1  # made by then
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,13 @@ class Turn:
 
 @dataclass
 class State:
-    """What passes share in one run: analyses of the present graph (made when asked for), the budget or plan, the
-    calibration data (`data` is iterated several times, and holds about `samples` samples), bases and error curves that
-    are known by dim name, the turn, cuts and recoveries made.
+    """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
+    it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
+    samples), bases and error curves that are known by dim name, the turn, cuts and recoveries made.
     """
 
     graph: Graph
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    pair: tuple[Binding, Binding] | None = None
     budget: Budget | None = None
     plan: Plan | None = None
     model: str = ""
@@ -100,7 +103,7 @@ class State:
     @property
     def facts(self) -> Trace:
         """Shapes and values of the present graph."""
-        self._facts = self._facts or trace(self.graph, self.shapes)
+        self._facts = self._facts or trace(self.graph, self.pair)
         return self._facts
 
     @property

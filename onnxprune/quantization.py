@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnxprune.evaluate import evaluate
 from onnxprune.graph import FLOATS, Graph, attributes, is_standard
 
 Array = NDArray[Any]
 MICROSOFT = "com.microsoft"
+SHORT = (TensorProto.INT8, TensorProto.UINT8)
 MOVES = ("Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Slice", "Concat", "Gather")
 
 
@@ -107,12 +108,18 @@ def product_operands(node: NodeProto) -> tuple[int, int]:
 
 
 def stands_for_reals(graph: Graph, name: str) -> bool:
-    """Whether a constant holds numbers that a model has learnt: floats, or integers that some node dequantises or
-    multiplies.
+    """Whether a constant holds numbers that a model has learnt: floats, or integers that some node dequantises,
+    multiplies or, where they are short, casts to floats.
     """
-    if graph.constants[name].data_type in FLOATS:
+    kind = graph.constants[name].data_type
+    if kind in FLOATS:
         return True
-    return any(quantised_use(graph, i, j) is not None for i, j in graph.consumers.get(name, []))
+    uses = graph.consumers.get(name, [])
+    return any(quantised_use(graph, i, j) is not None or (kind in SHORT and _to_float(graph, i)) for i, j in uses)
+
+
+def _to_float(graph: Graph, i: int) -> bool:
+    return graph.nodes[i].op_type == "Cast" and attributes(graph.nodes[i])["to"] in FLOATS
 
 
 def quantised_use(graph: Graph, i: int, j: int) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.graph import Graph, describe, from_proto
+from onnxprune.ordering import in_order, put_in_order
 from onnxprune.sessions import Libraries, loadable
 from onnxprune.sparse import Sparse, flaw
 from onnxprune.storage import PACKED, Source, open_external
@@ -56,6 +57,8 @@ def _checked(
                 f"the model uses opset {opset.version}; onnx {onnx.__version__} knows up to {newest}: upgrade onnx"
             )
     graph = from_proto(proto, sources, files, libraries)
+    if not in_order(graph):
+        graph = from_proto(put_in_order(proto), sources, files, libraries)
     stored = [t.name for t in proto.graph.initializer] + [t.values.name for t in proto.graph.sparse_initializer]
     if twice := [name for name, count in Counter(stored).items() if count > 1]:
         raise InputError(f"initialiser {twice[0]!r} is stored twice")
@@ -189,8 +192,7 @@ def _dangling(graph: Graph, index: int, name: str) -> str:
     flow = nx.DiGraph(
         (graph.producer[n], i) for i, wires in enumerate(graph.wires) for n in wires.inputs if n in graph.producer
     )
-    where = f"input {name!r} of {describe(graph.nodes[index], index)}"
     if not nx.is_directed_acyclic_graph(flow):
         ring = " -> ".join(describe(graph.nodes[a], a) for a, _ in nx.find_cycle(flow))
         return f"the graph has a cycle: {ring}"
-    return f"{where} is made by no earlier node: the graph is broken or not sorted"
+    return f"input {name!r} of {describe(graph.nodes[index], index)} is made by no node"

@@ -1,53 +1,65 @@
 """Recovery without training: after a cut, every product that it touched gets new weights from calibration data.
 
-The pruned graph and the original one are run side by side, stage by stage (`stages`): all products whose inputs are
-ready are mended together, then both graphs go on, so each product sees what the already mended part before it makes,
-and aims at what the original made there. A product that only adds to a stream (the end of a residual branch) aims at
-the original's *sum*, and so takes up errors of the stream as well. What is done with a product is a `Mend`: least
-squares (`refit`), its bias alone (`fill`) or mean and variance of its outputs (`match`).
+The pruned graph and the original one are run side by side, stage by stage (`stages`): all jobs (`jobs`) whose inputs
+are ready are mended together, then both graphs go on, so each product sees what the already mended part before it
+makes, and aims at what the original made there. A product that only adds to a stream (the end of a residual branch)
+aims at the original's *sum*, and so takes up errors of the stream as well. What is done with a product is a `Way`:
+least squares, its bias alone, or mean and variance of its outputs. In the end whole models are compared (`guard`).
 
-Left alone: shared weights, products in bodies of control flow, weights that are not floats.
+Left alone, with a reason: weights that differ in their biases, or are used by what is no product; products in bodies of
+control flow; weights that are not stored floats; products of activations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, helper
 
-from onnxprune.dims import Mask, keep
+from onnxprune.dims import Mask
 from onnxprune.errors import InputError
+from onnxprune.flow import inner_names
 from onnxprune.graph import Graph, captured, operator
-from onnxprune.linear import Linear, linears
+from onnxprune.guard import Guard
+from onnxprune.jobs import Feed, Job, Mend, Product, Recurrent, Site, Workbench
+from onnxprune.linear import KINDS, RECURRENT, Linear, linears
 from onnxprune.manager import Cut, Mended, Recovery, State
-from onnxprune.plan import bind
-from onnxprune.rectified import Rows, window_behind
-from onnxprune.regression import Regression, Solution
+from onnxprune.matching import Matching
+from onnxprune.norms import CENTRED, STORED, UNCENTRED, Norm, norms
+from onnxprune.quantization import quantised_use
+from onnxprune.rectified import Window, window_behind
+from onnxprune.recurrence import refusal
+from onnxprune.regression import Regression
 from onnxprune.sessions import Feeds
 from onnxprune.stages import LIMIT_BYTES, Stages
 from onnxprune.storage import tensor
+from onnxprune.survivors import Survivors, downstream
 from onnxprune.trace import Trace
 
-Array = NDArray[Any]
-ROWS = 16384  # rows for a product, or ROWS_PER_SUMMAND times its summands if that is more
-ROWS_PER_SUMMAND = 6
-Mend = Callable[[Regression], Solution]
+SUMS_BYTES = 3 << 29  # of what is summed over rows at once
+Left = list[tuple[str, str]]
 
 
-@dataclass
-class _Job:
-    """One product to mend: at stage `level` it aims at the original's `target`, less the pruned graph's `minus`."""
+@dataclass(frozen=True)
+class Way:
+    """How products are mended: `mend` makes what collects their rows. `norms`: kinds of normalisations whose scales are
+    mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum.
+    `passed`: of what an activation follows, only what that lets through counts.
+    """
 
-    linear: Linear
-    level: int
-    target: str
-    masks: list[Mask]
-    minus: str = ""
-    regression: Regression = field(default_factory=lambda: Regression(np.zeros((1, 0, 0)), np.zeros((1, 0))))
+    mend: Mend
+    norms: tuple[str, ...] = ()
+    cut: bool = True
+    residual: bool = True
+    passed: bool = False
+
+
+REFIT = Way(Regression, (CENTRED, UNCENTRED), passed=True)
+FILL = Way(partial(Matching, scale=False))
+MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
 
 
 def recover(
@@ -56,106 +68,163 @@ def recover(
     cuts: Sequence[Cut],
     feeds: Iterable[Feeds],
     samples: int,
-    mend: Mend,
+    way: Way,
     seed: int = 0,
     limit_bytes: int = LIMIT_BYTES,
-    residual: bool = True,
-) -> tuple[Graph, list[Mended], list[tuple[str, str]]]:
+) -> tuple[Graph, list[Mended], Left]:
     """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`.
     Returns the graph with new weights, what was mended, and what was not and why.
     """
-    ready = _with_places(graph, cuts, facts)
-    work = _Recovery(ready, facts, cuts, residual, set(ready.tensors) - set(graph.tensors))
+    ready = with_places(graph, cuts, facts)
+    work = _Plan(ready, facts, cuts, way, set(ready.tensors) - set(graph.tensors))
     if not work.jobs:
         return graph, [], work.left
-    before = Stages(cuts[0].typed.graph, cuts[0].typed.facts, feeds, limit_bytes)
+    bench, done = Workbench(ready), list[Mended]()
+    before = Stages(work.source, cuts[0].typed.facts, feeds, limit_bytes)
     after = Stages(ready, facts, feeds, limit_bytes)
-    done: list[Mended] = []
-    for level in sorted({j.level for j in work.jobs}):
-        jobs = [j for j in work.jobs if j.level == level]
-        work.collect(jobs, before, after, samples, np.random.default_rng([seed, level]))
+    for k, jobs in enumerate(_groups(work.jobs)):
+        _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]))
         for job in jobs:
-            found = mend(job.regression)
-            done.append(Mended(job.linear.node.name or job.linear.out, found.before, found.after, found.penalty))
-            work.put(job, found)
-            job.regression = Regression(np.zeros((1, 0, 0)), np.zeros((1, 0)))  # lets go of its matrices
-        after.graph = work.graph
-    return _without_zero_adders(work.graph, ready, graph), done, work.left
+            done += job.finish(bench)
+        after.graph = bench.graph
+        if any(j.early for j in jobs):
+            after.restart()
+    return without_zero_adders(bench.graph, ready, graph), done, work.left
 
 
-def mend_all(state: State, name: str, mend: Mend, residual: bool) -> Graph:
-    """Recover the present graph of a run, and note what was done. InputError without calibration data."""
+def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs of one level after the other, as many at once as their sums fit into memory."""
+    group: list[Job] = []
+    for job in sorted(jobs, key=lambda j: j.level):
+        full = sum(j.nbytes for j in (*group, job)) > SUMS_BYTES
+        if group and (full or job.level > group[0].level):
+            yield group
+            group = []
+        group.append(job)
+    if group:
+        yield group
+
+
+def _collect(
+    jobs: Sequence[Job],
+    graph: Graph,
+    way: Way,
+    before: Stages,
+    after: Stages,
+    samples: int,
+    rng: np.random.Generator,
+) -> None:
+    """Run both graphs up to the inputs and targets of some jobs."""
+    for job in jobs:
+        job.begin(graph, way.mend)
+    wants, has = (list(dict.fromkeys(n for j in jobs for n in names(j))) for names in (_wants, _has))
+    first = 0
+    for want, got in zip(before.run(wants), after.run(has), strict=True):
+        for job in jobs:
+            job.take(Feed(want, got, first, samples, rng))
+        first += got[has[0]].shape[0]
+
+
+def _wants(job: Job) -> tuple[str, ...]:
+    return job.wants
+
+
+def _has(job: Job) -> tuple[str, ...]:
+    return job.has
+
+
+def mend_all(state: State, name: str, way: Way) -> Graph:
+    """Recover the present graph of a run, and note what was done. InputError without calibration data. What came of it
+    is kept if the outputs say so on samples that were held back; else the best of what is between.
+    """
     if not state.cuts or state.dry_run or state.graph is state.cuts[0].typed.graph:
         return state.graph
     if state.data is None:
         raise InputError(f"the pass {name} needs calibration data: give --data")
-    graph, mended, left = recover(
-        state.graph, state.facts, state.cuts, state.data, state.samples, mend, state.seed, residual=residual
-    )
-    if not mended:
-        graph = state.graph
-    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts)))
+    guard = Guard(state.cuts[0].typed.graph, state.facts, state.data, state.samples)
+    if guard.alone:
+        told = f"{name}: nothing was done, as one sample cannot show whether it helps; give more"
+        state.recoveries.append(Recovery(name, state.graph, state.graph, cuts=len(state.cuts), note=told))
+        return state.graph
+    attempt = partial(recover, state.graph, state.facts, state.cuts, guard.rest, state.samples, seed=state.seed)
+    graph, mended, left = attempt(way)
+    note = ""
+    if mended:
+        fill = lambda: attempt(FILL)[0]  # noqa: E731
+        graph, note = guard.choose(state.graph, graph, {} if way is FILL else {"the biases alone": fill})
+    graph = graph if mended else state.graph
+    note = f"{name}: {note}" if note else ""
+    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts), note))
     return graph
 
 
-class Survivors:
-    """Which entries of the original's tensors are left after several cuts."""
+class _Plan:
+    """The jobs of one recovery, and what is left alone."""
 
-    def __init__(self, cuts: Sequence[Cut]) -> None:
-        self._cuts = [(c.typed, bind(c.plan, c.typed)) for c in cuts]
-
-    def masks(self, name: str) -> list[Mask] | None:
-        """A keep-mask for each axis of an activation of the original; None if it is not known in every cut."""
-        total: list[Mask] | None = None
-        for typed, bound in self._cuts:
-            axes = typed.axes.get(name)
-            if axes is None:
-                return None
-            now = [keep(e, bound) for e in axes]
-            total = now if total is None else [_after(a, b) for a, b in zip(total, now, strict=True)]
-        return total
-
-    def touched(self) -> set[str]:
-        """Tensors that some cut changes directly: outputs of nodes that combine removed units with others."""
-        found: set[str] = set()
-        for typed, bound in self._cuts:
-            for node, signature in zip(typed.graph.nodes, typed.signatures, strict=True):
-                if any(not keep((signature.inputs[r.input] or [])[r.axis], bound).all() for r in signature.reads):
-                    found.update(n for n in node.output if n)
-        return found
-
-
-def _after(first: Mask, second: Mask) -> Mask:
-    made = first.copy()
-    made[first] = second
-    return made
-
-
-class _Recovery:
-    """The jobs, and the graph that is being mended."""
-
-    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], residual: bool, new: set[str]) -> None:
-        self.graph, self.facts, self.new = graph, facts, new
+    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], way: Way, new: set[str]) -> None:
+        self.graph, self.facts, self.way, self.new = graph, facts, way, new
         self.survivors = Survivors(cuts)
         self.original = cuts[0].typed
-        self.found = linears(graph)
-        self.levels = _levels(graph, self.found)
-        self.left: list[tuple[str, str]] = []
-        touched = _downstream(graph, self.survivors.touched())
-        made = (self._job(x, residual) for x in self.found.values() if touched & {x.data, x.out})
-        self.jobs = [j for j in made if j is not None]
+        self.source = self.original.graph  # with names for all states of recurrent layers
+        self.left: Left = []
+        self.jobs: list[Job] = []
+        touched = downstream(graph, self.survivors.touched())
+        found: dict[int, Linear] = {**linears(graph), **self._norms()}
+        layers = [i for i, n in enumerate(graph.nodes) if operator(n) in RECURRENT and touched & set(n.output)]
+        self.levels = _levels(graph, {*found, *layers})
+        uses: dict[str, list[Linear]] = {}
+        for x in found.values():
+            uses.setdefault(x.weight, []).append(x)
+        for sites in uses.values():
+            if any(touched & {x.data, x.out} for x in sites):
+                self._product(sites)
+        for i in layers:
+            self._recurrent(i)
+        self._others(touched, {*found, *layers})
 
-    def _job(self, x: Linear, residual: bool) -> _Job | None:
-        name = x.node.name or x.out
-        if len(self.graph.consumers[x.weight]) > 1 or x.weight in {o.name for o in self.graph.outputs}:
-            self.left.append((name, "its weights are shared"))
+    def _norms(self) -> dict[int, Norm]:
+        made = norms(self.graph, self.facts.shapes)
+        return {i: x for i, x in made.items() if x.kind in self.way.norms and (not self.way.cut or self._is_cut(x))}
+
+    def _is_cut(self, x: Norm) -> bool:
+        masks = self.survivors.masks(x.out)
+        return masks is not None and not masks[x.channel].all()
+
+    def _product(self, sites: Sequence[Linear]) -> None:
+        """A job for the products that share one weight, or the reason why there is none."""
+        x = sites[0]
+        refused = self._refusal(sites)
+        made = [self._site(s) for s in sites] if not refused else []
+        kept = [s for s in made if s is not None]
+        if refused or len(kept) < len(sites):
+            self.left.append((x.node.name or x.out, refused or "the original has no such tensor"))
+            return
+        level = max(self.levels[s.data] for s in sites)
+        biased = not isinstance(x, Norm) or x.kind != UNCENTRED
+        early = any(self.levels[s.data] < level for s in sites)
+        window = self._window(kept) if biased else None
+        self.jobs.append(Product(kept, level, early, x.bias in self.new, biased, window))
+
+    def _window(self, sites: Sequence[Site]) -> Window | None:
+        """Of the activation behind a refitted product, or behind the sum that it goes into."""
+        if not self.way.passed or len(sites) > 1:
             return None
-        target, minus = self._residual(x) if residual else (x.out, "")
+        return window_behind(self.graph, sites[0].target if sites[0].minus else sites[0].linear.out)
+
+    def _refusal(self, sites: Sequence[Linear]) -> str:
+        users = {(x.index, 1) for x in sites}
+        weight = sites[0].weight
+        if set(self.graph.consumers[weight]) != users or weight in {o.name for o in self.graph.outputs}:
+            return "its weights are used by what is no product too"
+        if len({(x.bias, x.size, x.beta) for x in sites}) > 1:
+            return "its weights are shared by products with other biases"
+        return ""
+
+    def _site(self, x: Linear) -> Site | None:
+        target, minus = self._residual(x) if self.way.residual else (x.out, "")
         masks = self.survivors.masks(target)
-        if masks is None or target not in self.original.facts.shapes:
-            self.left.append((name, "the original has no such tensor"))
-            return None
-        return _Job(x, self.levels[x.data], target, masks, minus)
+        known = masks is not None and target in self.original.facts.shapes
+        return Site(x, target, masks, minus) if known and masks is not None else None
 
     def _residual(self, x: Linear) -> tuple[str, str]:
         """The sum that x's output goes into and the other summand, where that is ready by then; else the output."""
@@ -171,141 +240,100 @@ class _Recovery:
             (node.output[0], other) if alike and early and known and other not in self.graph.constants else (x.out, "")
         )
 
-    def collect(
-        self, jobs: Sequence[_Job], before: Stages, after: Stages, samples: int, rng: np.random.Generator
-    ) -> None:
-        """Run both graphs up to the inputs and targets of some jobs."""
-        for job in jobs:
-            x = job.linear
-            weight = x.matrix(self.graph.array(x.weight).astype(np.float32))
-            job.regression = Regression(weight, self._bias(x).reshape(weight.shape[0], -1), x.bias in self.new)
-            window = window_behind(self.graph, job.target if job.minus else x.out)
-            job.regression.rows = Rows.some(window, _wanted_rows(x), x.size) if window else None
-        wants = list(dict.fromkeys(j.target for j in jobs))
-        has = list(dict.fromkeys(n for j in jobs for n in (j.linear.data, j.minus) if n))
-        first = 0
-        for want, got in zip(before.run(wants), after.run(has), strict=True):
-            for job in jobs:
-                _take(job, want[job.target], got, samples, first, rng)
-            first += got[jobs[0].linear.data].shape[0]
+    def _recurrent(self, i: int) -> None:
+        node = self.graph.nodes[i]
+        outputs = {n for n in node.output if n}
+        origin = next((n for n in self.source.nodes if outputs <= set(n.output) and n.op_type == node.op_type), None)
+        inside = outputs & inner_names(self.graph.nodes)
+        why = "it is in a body of control flow" if inside else refusal(self.graph, node) or _unlike(origin)
+        left = None if why or origin is None else self._states(origin)
+        if origin is None or left is None:
+            self.left.append((node.name or min(outputs), why or "the original has no such tensor"))
+            return
+        steps = origin.output[0] or f"{min(outputs)}.steps"
+        if not origin.output[0]:
+            named = NodeProto()
+            named.CopyFrom(origin)
+            named.output[0] = steps
+            self.source = self.source.replace([named if n is origin else n for n in self.source.nodes])
+            origin = named
+        data = node.input[0]
+        self.jobs.append(Recurrent(i, data, origin, self.source, *left, steps, self.levels[data]))
 
-    def _bias(self, x: Linear) -> Array:
-        if not x.bias:
-            return np.zeros(x.size[0] * x.size[2], np.float32)
-        stored = self.graph.array(x.bias).astype(np.float32).reshape(-1) * x.beta
-        return np.broadcast_to(stored, (x.size[0] * x.size[2],))
+    def _states(self, origin: NodeProto) -> tuple[Mask, Mask] | None:
+        """What is left of the directions and of the hidden units."""
+        for k, axes in ((0, (-3, -1)), (1, (-3, -1)), (2, (-3, -1))):
+            name = origin.output[k] if k < len(origin.output) else ""
+            masks = self.survivors.masks(name) if name else None
+            if masks is not None:
+                first = any(a.name == "layout" and a.i for a in origin.attribute)
+                direction = (2 if k == 0 else 1) if first else (1 if k == 0 else 0)
+                return masks[direction], masks[axes[1]]
+        return None
 
-    def put(self, job: _Job, found: Solution) -> None:
-        """Store new weights and bias."""
-        x, nodes, tensors = job.linear, list(self.graph.nodes), dict(self.graph.tensors)
-        kind = self.graph.array(x.weight).dtype
-        weight = _stored(self.graph, tensors, x.weight, x.unmatrix(found.weight).astype(kind))
-        bias = (found.bias.reshape(-1) / x.beta).astype(kind)
-        shared = bool(x.bias) and len(self.graph.consumers[x.bias]) > 1
-        name = _stored(self.graph, tensors, x.bias or f"{x.out}.bias", bias, fresh=shared or not x.bias)
-        node = _copy(nodes[x.index])
-        node.input[1] = weight
-        if x.adder < 0:
-            del node.input[2:]
-            node.input.append(name)
-        else:
-            adder = _copy(nodes[x.adder])
-            adder.input[list(adder.input).index(x.bias)] = name
-            nodes[x.adder] = adder
-        nodes[x.index] = node
-        sources = {n: s for n, s in self.graph.sources.items() if n not in (weight, name)}
-        self.graph = self.graph.replace(nodes, tensors, sources=sources)
+    def _others(self, touched: set[str], mended: set[int]) -> None:
+        """Touched products that are no jobs, with the reasons."""
+        inside = inner_names(self.graph.nodes)
+        for i, node in enumerate(self.graph.nodes):
+            if operator(node) in KINDS and i not in mended and touched & set(node.output):
+                self.left.append((node.name or node.output[0], self._why(i, node, inside)))
 
-
-def _take(job: _Job, want: Array, got: Mapping[str, Array], samples: int, first: int, rng: np.random.Generator) -> None:
-    """Rows of one feed."""
-    x = job.linear
-    for axis, mask in enumerate(job.masks):
-        if not mask.all() and want.shape[axis] == mask.size:
-            want = np.compress(mask, want, axis)
-    if job.minus:
-        want = want - got[job.minus]
-    count = x.positions(want.shape)
-    each = max(1, min(count, -(-_wanted_rows(x) // max(samples, 1))))
-    picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
-    data = got[x.data]
-    if data.shape[0] and count:
-        offset = x.rows(got[job.minus], picks) if job.minus and job.regression.rows else None
-        job.regression.add(x.columns(data, want.shape, picks), x.rows(want, picks), first, offset)
+    def _why(self, i: int, node: NodeProto, inside: set[str]) -> str:
+        if node.output[0] in inside:
+            return "it is in a body of control flow"
+        if quantised_use(self.graph, i, 1) is not None or _is_dequantised(self.graph, node.input[1]):
+            return "its weights are quantised"
+        constant = node.input[1] in self.graph.constants
+        return "its weights are no matrix of floats" if constant else "both sides are activations"
 
 
-def _wanted_rows(x: Linear) -> int:
-    return max(ROWS, ROWS_PER_SUMMAND * x.size[1])
+def _is_dequantised(graph: Graph, name: str) -> bool:
+    return name in graph.producer and graph.nodes[graph.producer[name]].op_type == "DequantizeLinear"
 
 
-def _levels(graph: Graph, found: Mapping[int, Linear]) -> dict[str, int]:
-    """For each tensor the largest number of products on a way from the inputs to it."""
+def _unlike(origin: NodeProto | None) -> str:
+    return "" if origin is not None else "the original has no such layer"
+
+
+def _levels(graph: Graph, mended: set[int]) -> dict[str, int]:
+    """For each tensor the largest number of mended nodes on a way from the inputs to it."""
     levels = {i.name: 0 for i in graph.inputs}
     for i, node in enumerate(graph.nodes):
-        level = max((levels.get(n, 0) for n in [*node.input, *captured(node)]), default=0) + (i in found)
+        level = max((levels.get(n, 0) for n in [*node.input, *captured(node)]), default=0) + (i in mended)
         levels |= dict.fromkeys(node.output, level)
     return levels
 
 
-def _downstream(graph: Graph, start: set[str]) -> set[str]:
-    """`start`, and all that depends on it."""
-    found = set(start)
-    for node in graph.nodes:
-        if not found.isdisjoint([*node.input, *captured(node)]):
-            found.update(node.output)
-    return found
-
-
-def _with_places(graph: Graph, cuts: Sequence[Cut], facts: Trace) -> Graph:
-    """The graph with an Add behind every product that has no place for a bias."""
-    touched = _downstream(graph, Survivors(cuts).touched())
+def with_places(graph: Graph, cuts: Sequence[Cut], facts: Trace) -> Graph:
+    """The graph with an Add behind every product that has no place for a bias; products of one weight share it."""
+    touched = downstream(graph, Survivors(cuts).touched())
     nodes, tensors = list(graph.nodes), dict(graph.tensors)
     for i, x in sorted(linears(graph).items(), reverse=True):
         shared = len(graph.consumers[x.weight]) > 1
-        if x.node.op_type != "MatMul" or x.bias or shared or not touched & {x.data, x.out}:
+        if x.node.op_type != "MatMul" or x.bias or not (shared or touched & {x.data, x.out}):
             continue
-        raw, bias = f"{x.out}.unbiased", f"{x.out}.bias"
-        if raw in facts.dtypes or bias in tensors:
+        raw, bias = f"{x.out}.unbiased", f"{x.weight}.bias" if shared else f"{x.out}.bias"
+        if raw in facts.dtypes or bias in graph.tensors or bias in graph.producer:
             continue
-        made = _copy(nodes[i])
+        made = NodeProto()
+        made.CopyFrom(nodes[i])
         made.output[0] = raw
         tensors[bias] = tensor(bias, np.zeros(x.size[2], graph.array(x.weight).dtype))
         nodes[i : i + 1] = [made, helper.make_node("Add", [raw, bias], [x.out], name=f"{x.node.name or x.out}.bias")]
     return graph.replace(nodes, tensors) if len(nodes) > len(graph.nodes) else graph
 
 
-def _without_zero_adders(graph: Graph, ready: Graph, first: Graph) -> Graph:
+def without_zero_adders(graph: Graph, ready: Graph, first: Graph) -> Graph:
     """The graph without those of the new Adds that came to nothing."""
     new = set(ready.tensors) - set(first.tensors)
     zero = {n for n in new if n in graph.tensors and not graph.array(n).any()}
     nodes: list[NodeProto] = []
     for node in graph.nodes:
         if node.op_type == "Add" and node.input[1] in zero and nodes and nodes[-1].output[0] == node.input[0]:
-            nodes[-1] = _copy(nodes[-1])
-            nodes[-1].output[0] = node.output[0]
+            made = NodeProto()
+            made.CopyFrom(nodes[-1])
+            made.output[0] = node.output[0]
+            nodes[-1] = made
         else:
             nodes.append(node)
     return graph.replace(nodes, {n: t for n, t in graph.tensors.items() if n not in zero}) if zero else graph
-
-
-def _stored(graph: Graph, tensors: dict[str, TensorProto], name: str, array: Array, fresh: bool = False) -> str:
-    """Store an array under its own name, or under a new one where others use that or a Constant node holds it."""
-    if name in tensors and not fresh:
-        tensors[name] = tensor(name, array, tensors[name])
-        return name
-    stem, k = f"{name}.recovered", 0
-    while (name := f"{stem}{k or ''}") in tensors or name in graph.producer:
-        k += 1
-    tensors[name] = tensor(name, array)
-    return name
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    made = NodeProto()
-    made.CopyFrom(node)
-    return made
-
-
-def refit(regression: Regression) -> Solution:
-    """Least squares with a ridge towards the weights that are there."""
-    return regression.solve()

@@ -12,7 +12,7 @@ deep convolutional networks for classification and detection"). The matrix stays
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.graph import Graph, attributes, operator
+from onnxprune.regression import Solution, by_fold
 
 Array = NDArray[Any]
 ROUNDS = 8
@@ -78,28 +79,38 @@ class Rows:
     def some(window: Window, count: int, size: tuple[int, int, int]) -> Rows:
         """As many of `count` rows of a (G, K, O) product as fit into `ROWS_BYTES`."""
         g, k, o = size
-        return Rows(window, -(-4 * count * g * (k + 2 * o) // ROWS_BYTES))
+        return Rows(window, max(1, -(-4 * count * g * (k + 2 * o) // ROWS_BYTES)))
 
-    def add(self, fold: int, x: Array, t: Array, offset: Array | None) -> None:
-        step = np.s_[:, :: self.every]
-        self.kept.append((fold, x[step].copy(), t[step].copy(), None if offset is None else offset[step].copy()))
+    def add(self, x: Array, t: Array, first: int, offset: Array | None = None) -> None:
+        """Rows of some samples, as for `Regression.add`; `offset` as t. What is not finite is left out."""
+        added = [None, None] if offset is None else [o for _, _, o in by_fold(x, offset, first)]
+        for (fold, a, b), c in zip(by_fold(x, t, first), added, strict=False):
+            some = [None if v is None else v[:, :: self.every].astype(np.float32) for v in (a, b, c)]
+            if all(v is None or np.isfinite(v).all() for v in some) and some[0] is not None and some[1] is not None:
+                self.kept.append((fold, some[0], some[1], some[2]))
+
+    def polish(self, old: tuple[Array, Array], found: Solution, stored: Callable[[Array], Array]) -> Solution:
+        """A solution by least squares, or the `old` weights and bias if they are better behind the activation, after as
+        many rounds as held-out rows say. Errors are then those behind the activation; see `Regression.solve` for
+        `stored`.
+        """
+        if found.penalty is None or {f for f, *_ in self.kept} != {0, 1}:
+            return found
+        before, start = self.error(*old), (found.weight.astype(np.float32), found.bias.astype(np.float32))
+        start = old if before < self.error(*start) else start
+        errors = [self.error(*start), *(self.error(*r) for r in self._walk(self._joined((0,)), *start, found.penalty))]
+        rounds = int(np.argmin(errors))
+        if rounds:
+            m, c = list(islice(self._walk(self._joined((0, 1)), *start, found.penalty), rounds))[-1]
+            m = stored(m)
+            if (after := self.error(m, c)) < errors[0]:
+                return Solution(m, c, before, after, found.penalty)
+        return Solution(*old, before, before) if start is old else found
 
     def error(self, m: Array, c: Array) -> float:
         """Error per row behind the activation, on fold 1."""
         x, t, offset = self._joined((1,))
         return self.window.error(x @ m + c[:, None] + offset, t + offset) / int(x.shape[1])
-
-    def choose(self, m: Array, c: Array, penalty: float) -> tuple[int, float]:
-        """From (m, c), solved on fold 0: how many rounds on it are best on fold 1, and the error there after them."""
-        errors = [self.error(m, c)]
-        errors += [self.error(*found) for found in self._walk(self._joined((0,)), m, c, penalty)]
-        best = int(np.argmin(errors))
-        return best, errors[best]
-
-    def improve(self, m: Array, c: Array, penalty: float, rounds: int) -> tuple[Array, Array]:
-        """(m, c), solved on both folds, after some rounds on both."""
-        walk = islice(self._walk(self._joined((0, 1)), m, c, penalty), rounds)
-        return list(walk)[-1]
 
     def _joined(self, folds: tuple[int, ...]) -> tuple[Array, Array, Array | float]:
         """All rows of some folds."""

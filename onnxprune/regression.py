@@ -6,18 +6,17 @@ x @ M + c close to t, pulled towards the weights W that are there.
 Rows come in two folds, by sample: the penalty is the one whose solution on the first predicts the second best, and
 leaving the weights alone, or changing the bias only, are among the candidates. Everything is batched over groups. Where
 there are more summands than rows are worth (K > GRAM_LIMIT), the rows themselves are kept, and the same solution comes
-from the n x n matrix of their products.
+from the n x n matrix of their products. Rows that are not finite are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from onnxprune.rectified import Rows
 
 Array = NDArray[Any]
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -26,6 +25,8 @@ HELD_OUT = 5  # every fifth sample chooses the penalty
 BLOCK_ROWS = 8192  # rows that are multiplied at once
 NEGLIGIBLE_BIAS = 0.01  # of the error: a bias that can be left out is, if that costs no more
 GRAM_LIMIT = 6144  # summands; more are solved in the rows' own space
+FEW_SUMMANDS = 1024  # up to which all penalties are tried; then only downhill from the middle, as a try costs K^3
+LARGEST = 1e15  # of an entry; squares of larger ones leave float32
 
 
 @dataclass
@@ -89,110 +90,150 @@ class Solution:
     penalty: float | None = None
 
 
+def by_fold(
+    x: Array, t: Array, first: int, valid: NDArray[np.bool_] | None = None
+) -> Iterator[tuple[int, Array, Array]]:
+    """Rows x (N, G, P, K) and t (N, G, P, O) of samples number `first` and on as (fold, (G, rows, K), (G, rows, O)).
+    `valid` (N, P): which of them count.
+    """
+    held = np.arange(first, first + x.shape[0]) % HELD_OUT == HELD_OUT - 1
+    for fold, mask in ((0, ~held), (1, held)):
+        if mask.any():
+            a, b = (v[mask].swapaxes(0, 1) for v in (x, t))
+            a, b = (v.reshape(v.shape[0], -1, v.shape[3]) for v in (a, b))
+            if valid is not None:
+                a, b = (v[:, valid[mask].reshape(-1)] for v in (a, b))
+            yield fold, a, b
+
+
+def usable(x: Array, t: Array) -> tuple[Array, Array]:
+    """Rows (G, rows, K) and (G, rows, O) in float32, without those that are not finite, or too large to be squared."""
+    x, t = (v.astype(np.float32, copy=False) for v in (x, t))
+    if all(np.isfinite(v.sum()) and np.abs(v).max(initial=0) < LARGEST for v in (x, t)):
+        return x, t
+    fine = np.logical_and.reduce([(np.abs(v) < LARGEST).all((0, 2)) for v in (x, t)])
+    return x[:, fine], t[:, fine]
+
+
 @dataclass
 class Regression:
     """Collects rows of one product and solves for its weights. `shift` (G, K) is taken off x, against cancellation.
-    `spare_bias`: the product has no bias yet, and should get one only if it is worth it. `rows`: where an activation
-    follows, and what it lets through is what counts.
+    `spare_bias`: the product has no bias yet, and should get one only if it is worth it; `biased`: it can have one.
     """
 
     weight: Array
     bias: Array
     spare_bias: bool = False
+    biased: bool = True
     folds: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
     shift: Array | None = None
-    rows: Rows | None = None
-    _pending: list[tuple[int, Array, Array, Array | None]] = field(default_factory=list)
+    _pending: list[tuple[int, Array, Array]] = field(default_factory=list)
     _rows: int = 0
 
     @property
     def dual(self) -> bool:
         return int(self.weight.shape[1]) > GRAM_LIMIT
 
-    def add(self, x: Array, t: Array, first: int, offset: Array | None = None) -> None:
-        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on; `offset`, as t:
-        what is added in front of an activation.
-        """
-        held = np.arange(first, first + x.shape[0]) % HELD_OUT == HELD_OUT - 1
-        for fold, mask in ((0, ~held), (1, held)):
-            if mask.any():
-                added = None if offset is None else _flat(offset[mask])
-                self._pending.append((fold, _flat(x[mask]), _flat(t[mask]), added))
-                self._rows += self._pending[-1][1].shape[1]
+    def add(self, x: Array, t: Array, first: int, valid: NDArray[np.bool_] | None = None) -> None:
+        """Rows of some samples: x (N, G, P, K) and t (N, G, P, O), of samples number `first` and on; see `by_fold`."""
+        made = list(by_fold(x, t, first, valid))
+        self._pending += made
+        self._rows += sum(a.shape[1] for _, a, _ in made)
         if self._rows >= BLOCK_ROWS and not self.dual:
             self._flush()
 
+    def _taken(self, fold: int) -> tuple[Array, Array]:
+        """The pending rows of a fold."""
+        g, k, o = self.weight.shape
+        x = [a for f, a, _ in self._pending if f == fold] or [np.empty((g, 0, k), np.float32)]
+        t = [b for f, _, b in self._pending if f == fold] or [np.empty((g, 0, o), np.float32)]
+        return usable(np.concatenate(x, 1), np.concatenate(t, 1))
+
     def _flush(self) -> None:
         for fold in (0, 1):
-            x = [a for f, a, _, _ in self._pending if f == fold]
-            t = [b for f, _, b, _ in self._pending if f == fold]
-            o = [c for f, _, _, c in self._pending if f == fold and c is not None]
-            if x:
-                rows, targets = np.concatenate(x, 1).astype(np.float32), np.concatenate(t, 1).astype(np.float32)
-                if self.shift is None:
-                    self.shift = rows.mean(1)
-                rows = rows - self.shift[:, None]
-                self.folds[fold].add(rows, targets)
-                if self.rows is not None:
-                    self.rows.add(fold, rows, targets, np.concatenate(o, 1).astype(np.float32) if o else None)
+            rows, targets = self._taken(fold)
+            if not rows.shape[1]:
+                continue
+            if self.shift is None:
+                self.shift = rows.mean(1) if self.biased else np.zeros_like(rows[:, 0])
+            moments = self.folds[fold]
+            moments.add(rows - self.shift[:, None] if self.biased else rows, targets)
+            if not self.biased:  # nothing is centred, and every intercept is 0
+                moments.x, moments.t = 0 * moments.x, 0 * moments.t
         self._pending, self._rows = [], 0
 
-    def solve(self) -> Solution:
-        """The best candidate, found on one fold by the other, then solved anew on both."""
-        if self.dual:
-            return self._solve_dual()
+    def solve(self, stored: Callable[[Array], Array] = lambda weight: weight) -> Solution:
+        """The best candidate, found on one fold by the other, then solved anew on both. `stored` says what becomes of
+        new weights (G, K, O) when they are stored: the bias and the judgement are those of what it gives.
+        """
+        return self._solve_dual(stored) if self.dual else self._solve(stored)
+
+    def _same(self, error: float) -> Solution:
+        return Solution(self.weight, self.bias, error, error)
+
+    def _solve(self, stored: Callable[[Array], Array]) -> Solution:
         self._flush()
         fit, held = self.folds
-        if not fit.n:
-            return Solution(self.weight, self.bias, 0.0, 0.0)
-        assert self.shift is not None
+        if not fit.n or self.shift is None:
+            return self._same(0.0)
         w = self.weight.astype(np.float64)
         moved = self.bias + np.einsum("gk,gko->go", self.shift, w)  # the bias for shifted rows
         judge = held if held.n else fit
         before = judge.error(w, moved) / judge.n
-        tried = {None: (w, fit.intercept(w))} | {p: self._ridge(fit, w, p) for p in self._penalties(held.n)}
-        errors = {p: judge.error(*found) / judge.n for p, found in tried.items()}
-        best = min(errors, key=lambda p: errors[p])
-        if errors[best] >= before:
-            return Solution(self.weight, self.bias, before, before)
+        errors: dict[float | None, float] = {}
+        if self.biased:
+            errors[None] = judge.error(w, fit.intercept(w)) / judge.n
+        errors |= self._search(lambda p: judge.error(*self._ridge(fit, w, p)) / judge.n, bool(held.n))
+        best = min(errors, key=lambda p: errors[p], default=None)
+        if best not in errors or not errors[best] < before:
+            return self._same(before)
         both = fit + held
-        m, c = (w, both.intercept(w)) if best is None else self._ridge(both, w, best)
-        if self.rows is not None and best is not None and held.n:
-            start = tried[best]
-            rounds, after = self.rows.choose(start[0], start[1], best)
-            if rounds:
-                m, c = self.rows.improve(m, c, best, rounds)
-                before, errors[best] = self.rows.error(w, moved), after
+        m = w if best is None else stored(self._ridge(both, w, best)[0]).astype(np.float64)
+        c = both.intercept(m)
+        if not judge.error(m, c) / judge.n < before:
+            return self._same(before)
         unbiased = np.einsum("gk,gko->go", self.shift, m)
         if self.spare_bias and judge.error(m, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(m, c):
             c = unbiased
         return Solution(m, c - unbiased, before, errors[best], best)
 
-    @staticmethod
-    def _penalties(held: int) -> tuple[float, ...]:
-        return PENALTIES if held else (DEFAULT_PENALTY,)
+    def _search(self, error: Callable[[float], float], held: bool) -> dict[float | None, float]:
+        """Errors of the penalties that are worth a try; those for which there is no finite solution are left out."""
+        listed = PENALTIES if held else (DEFAULT_PENALTY,)
+        tried: dict[float, float] = {}
+
+        def attempt(k: int) -> float:
+            if not 0 <= k < len(listed):
+                return np.inf
+            if listed[k] not in tried:
+                tried[listed[k]] = _finite(error, listed[k])
+            return tried[listed[k]]
+
+        if held and self.weight.shape[1] > FEW_SUMMANDS:
+            k = len(listed) // 2
+            step = 1 if attempt(k + 1) < attempt(k) else -1
+            while attempt(k + step) < attempt(k):
+                k += step
+        else:
+            for k in range(len(listed)):
+                attempt(k)
+        return {p: e for p, e in tried.items() if np.isfinite(e)}
 
     @staticmethod
     def _ridge(moments: Moments, w: Array, penalty: float) -> tuple[Array, Array]:
         c, d = moments.centred()
         k = c.shape[1]
         level = np.maximum(np.trace(c, axis1=1, axis2=2) / k, 1e-12)
-        damped = c + penalty * level[:, None, None] * np.eye(k)
-        m = w + np.linalg.solve(damped, d - c @ w)
+        d = d - c @ w
+        c[:, range(k), range(k)] += penalty * level[:, None]
+        m = w + np.linalg.solve(c, d)
         return m, moments.intercept(m)
 
-    def _solve_dual(self) -> Solution:
+    def _solve_dual(self, stored: Callable[[Array], Array]) -> Solution:
         """As `solve`, for few rows of many summands: M = W + X' (X X' + lambda I)^-1 (T - X W), columns centred."""
-        kept = [(f, a[0].astype(np.float32), b[0].astype(np.float32)) for f, a, b, _ in self._pending]
-        if not any(f == 0 for f, _, _ in kept):
-            return Solution(self.weight, self.bias, 0.0, 0.0)
-        folds = [
-            tuple(
-                np.concatenate([r[k] for r in kept if r[0] == f] or [np.empty((0, s), np.float32)])
-                for k, s in ((1, self.weight.shape[1]), (2, self.weight.shape[2]))
-            )
-            for f in (0, 1)
-        ]
+        folds = [tuple(v[0] for v in self._taken(f)) for f in (0, 1)]
+        if not len(folds[0][0]):
+            return self._same(0.0)
         w = self.weight[0].astype(np.float32)
         (x, t), held = folds[0], folds[1]
         judge = held if len(held[0]) else folds[0]
@@ -201,20 +242,23 @@ class Regression:
             return float(np.square(judge[1] - judge[0] @ m - c, dtype=np.float64).sum() / len(judge[0]))
 
         before = error(w, self.bias[0].astype(np.float32))
-        tried: dict[float | None, tuple[Array, Array]] = {None: (w, (t - x @ w).mean(0))}
-        tried |= {p: _dual(x, t, w, p) for p in self._penalties(len(held[0]))}
-        errors = {p: error(*found) for p, found in tried.items()}
+        errors: dict[float | None, float] = {None: error(w, (t - x @ w).mean(0))}
+        errors |= self._search(lambda p: error(*_dual(x, t, w, p)), len(held[0]) > 0)
         best = min(errors, key=lambda p: errors[p])
-        if errors[best] >= before:
-            return Solution(self.weight, self.bias, before, before)
+        if not errors[best] < before:
+            return self._same(before)
         x, t = (np.concatenate(pair) for pair in zip(*folds, strict=True))
-        m, c = (w, (t - x @ w).mean(0)) if best is None else _dual(x, t, w, best)
-        return Solution(m[None], c[None], before, errors[best], best)
+        m = w if best is None else stored(_dual(x, t, w, best)[0][None])[0].astype(np.float32)
+        c = (t - x @ m).mean(0)
+        return Solution(m[None], c[None], before, errors[best], best) if error(m, c) < before else self._same(before)
 
 
-def _flat(v: Array) -> Array:
-    """(N, G, P, K) as (G, N*P, K)."""
-    return v.swapaxes(0, 1).reshape(v.shape[1], -1, v.shape[3])
+def _finite(error: Callable[[float], float], penalty: float) -> float:
+    """The error at a penalty; infinite where the equations cannot be solved."""
+    try:
+        return float(np.nan_to_num(error(penalty), nan=np.inf))
+    except np.linalg.LinAlgError:
+        return np.inf
 
 
 def _dual(x: Array, t: Array, w: Array, penalty: float) -> tuple[Array, Array]:

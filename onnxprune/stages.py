@@ -61,10 +61,18 @@ class Stages:
             found.append(used - made - set(self.graph.tensors))
         return found
 
+    def restart(self) -> None:
+        """Start from the inputs again: weights of what has been run were changed."""
+        self.held, self.done = None, set()
+
     def run(self, wanted: Sequence[str]) -> Iterator[Feeds]:
         """The `wanted` tensors, for one feed after the other. The whole must be consumed before the next call."""
-        start = set(self.held[0]) if self.held else {i.name for i in self.graph.inputs}
+        inputs = {i.name for i in self.graph.inputs}
+        start = set(self.held[0]) if self.held else inputs
         needed = self._slice(wanted, start)
+        if not {n for u in needed for n in self._needs[u] if n in inputs} <= start or not self._are_made(wanted, start):
+            self.restart()
+            start, needed = inputs, self._slice(wanted, inputs)
         self.runs += sum(len(self.units[u]) for u in needed)
         done = self.done | needed
         frontier = self._frontier(done, start)
@@ -74,9 +82,9 @@ class Stages:
         outputs = [n for n in dict.fromkeys([*wanted, *(fresh if fits else [])]) if n not in start]
         held: list[Feeds] = []
         job = session(program(self._piece(needed, start, outputs))) if outputs else None
-        inputs = [i.name for i in job.get_inputs()] if job else []
+        taken = [i.name for i in job.get_inputs()] if job else []
         for feed in self.held if self.held is not None else self.feeds:
-            values = job.run(outputs, {n: feed[n] for n in inputs}) if job else []
+            values = job.run(outputs, {n: feed[n] for n in taken}) if job else []
             made = dict(feed) | dict(zip(outputs, values, strict=True))
             if fits:
                 held.append({n: made[n] for n in frontier})
@@ -96,6 +104,9 @@ class Stages:
                 needed.add(unit)
                 stack += [n for n in self._needs[unit] if n not in start]
         return needed
+
+    def _are_made(self, wanted: Sequence[str], start: set[str]) -> bool:
+        return all(n in start or n in self._maker for n in wanted)
 
     def _frontier(self, done: set[int], start: set[str]) -> list[str]:
         """Tensors that are there after `done` and that other units take."""

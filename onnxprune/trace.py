@@ -18,11 +18,12 @@ import numpy as np
 from onnx import NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
-from onnxprune.feeds import Binding, Shape, bindings, random_feeds
+from onnxprune.feeds import Binding, Shape, random_feeds
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
 from onnxprune.graph import FLOATS, Graph, Wires, attributes
 from onnxprune.kinds import Kind, Kinds, Value, says_sizes
 from onnxprune.sessions import program, run, watched
+from onnxprune.sizing import bindings
 from onnxprune.sparse import Sparse
 
 VALUE_ELEMENTS = 1024  # constants of floats up to this size are looked at, integers of any size
@@ -82,31 +83,35 @@ class Trace:
         return a if a is b or (a.shape == b.shape and np.array_equal(a, b)) else None
 
 
-def trace(graph: Graph, shapes: Mapping[str, Shape] | None = None) -> Trace:
-    """Walk `graph` at two bindings; `shapes` are input shapes known from data. Raises InputError if no binding
-    works.
+def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool = True) -> Trace:
+    """Walk `graph` at two bindings: those of `pair`, at which it is known to run, else the first of the usual ones that
+    leave nothing open. `ask`: ONNX Runtime, for what stays open, which takes most of the time.
     """
     kinds = Kinds(graph)
-    first, second, facts = min(_attempts(graph, kinds, shapes or {}), key=lambda a: len(a[2].failed))
-    told = complete(graph, first, facts)
+    if pair is not None:
+        first, second = pair
+        facts = walk(graph, kinds, first)
+    else:
+        first, second, facts = min(_attempts(graph, kinds), key=lambda a: len(a[2].failed))
+    told = complete(graph, first, facts) if ask else {}
     other = facts
     if first.shapes != second.shapes:
         other = walk(graph, kinds, second)
         if len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
-        told = complete(graph, second, other)
+        told = complete(graph, second, other) if ask else {}
     if told:
         other = walk(graph, kinds, second, told, longer=True)
     dtypes = {n: kind.dtype for n, kind in facts.types.items() if kind.is_tensor}
     return Trace(first, second, facts.shapes, other.shapes, facts.values, other.values, dtypes)
 
 
-def _attempts(graph: Graph, kinds: Kinds, shapes: Mapping[str, Shape]) -> Iterator[tuple[Binding, Binding, Walk]]:
+def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Walk]]:
     """Walks at the bindings to try, up to the first that leaves nothing open."""
-    for first, second in bindings(graph, shapes):
+    for first, second in bindings(graph):
         facts = walk(graph, kinds, first)
         yield first, second, facts
-        if not facts.failed or first.shapes == second.shapes:
+        if not facts.failed:
             return
 
 

@@ -2,8 +2,10 @@
 
 from onnxprune.passes.absorb_constants import AbsorbConstants
 from onnxprune.passes.drop_zero_states import DropZeroStates
+from onnxprune.passes.fill_means import FillMeans
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
+from onnxprune.passes.match_statistics import MatchStatistics
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
@@ -19,6 +21,8 @@ PASSES = (
     AbsorbConstants,
     RotateUnits,
     Prune,
+    FillMeans,
+    MatchStatistics,
     RefitLeastSquares,
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"

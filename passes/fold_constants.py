@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TypeProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
 from onnxprune.graph import Graph, is_standard
 from onnxprune.manager import State
 from onnxprune.sessions import run
-from onnxprune.storage import tensor
+from onnxprune.storage import PACKED, tensor
 
-SMALL_ELEMENTS = 1024  # results up to this size are always worth storing
+SMALL_BYTES = 1024  # results up to this size are always worth storing
 EXTERNAL_BYTES = 1 << 30  # of constants that are not in memory: folding stores results in memory
 
 
@@ -89,8 +89,8 @@ def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
             continue
         if wires.operator == "Constant" or not is_standard(node):
             continue
-        given = sum(facts.values[n].size for n in wires.inputs if n in graph.constants and n in facts.values)
-        if all(v.size <= max(SMALL_ELEMENTS, given) for v in values.values()):
+        given = sum(facts.values[n].nbytes for n in wires.inputs if n in graph.constants and n in facts.values)
+        if all(v.nbytes <= max(SMALL_BYTES, given) for v in values.values()):
             found.update(values)
     return found
 
@@ -111,7 +111,7 @@ class _Regions:
     node by node, as long as no single node makes more than it takes from constants of its own."""
 
     def __init__(self, graph: Graph, known: dict[str, NDArray[Any]], state: State) -> None:
-        self.graph, self.shapes = graph, state.facts.shapes
+        self.graph, self.shapes, self.dtypes = graph, state.facts.shapes, state.facts.dtypes
         self.fixed = set(graph.constants) | set(known)
         outputs = {o.name for o in graph.outputs}
         self.nodes: list[int] = []
@@ -131,8 +131,11 @@ class _Regions:
             and is_standard(self.graph.nodes[i])
         )
 
-    def size(self, name: str) -> int:
-        return self.graph.entries(name) if name in self.graph.constants else prod(self.shapes.get(name, ()))
+    def size(self, name: str) -> float:
+        """Bytes of a constant, or of what would be stored for a tensor."""
+        if name in self.graph.constants:
+            return self.graph.entries(name) * _entry_bytes(self.graph.constants[name].data_type)
+        return prod(self.shapes.get(name, ())) * _entry_bytes(self.dtypes.get(name, TensorProto.FLOAT))
 
     def worth_storing(self) -> set[int]:
         """Indices of the nodes to fold."""
@@ -145,7 +148,7 @@ class _Regions:
         inside = set(self.nodes)
         for i in self.nodes:
             node = self.graph.nodes[i]
-            ties = [*node.output, *(n for n in node.input if self.size(n) > SMALL_ELEMENTS)]
+            ties = [*node.output, *(n for n in node.input if self.size(n) > SMALL_BYTES)]
             links.add_edges_from((i, j) for n in ties for j, _ in self.graph.consumers.get(n, []) if j in inside)
         chosen: set[int] = set()
         room = EXTERNAL_BYTES
@@ -167,7 +170,7 @@ class _Regions:
 
         taken = {n for i in region for n in self.graph.nodes[i].input if n}
         made = {o for i in region for o in self.graph.nodes[i].output if o}
-        stored = sum(self.size(o) for o in made if not inner(o) and self.size(o) > SMALL_ELEMENTS)
+        stored = sum(self.size(o) for o in made if not inner(o) and self.size(o) > SMALL_BYTES)
         freed = sum(self.size(n) for n in taken - made if inner(n))
         return stored <= freed
 
@@ -180,11 +183,15 @@ class _Regions:
                 for n in node.input
             )
             size, given = (sum(self.size(n) for n in names if n) for names in (node.output, node.input))
-            shared = any(len(self.graph.consumers.get(n, [])) > 1 and self.size(n) > SMALL_ELEMENTS for n in node.input)
+            shared = any(len(self.graph.consumers.get(n, [])) > 1 and self.size(n) > SMALL_BYTES for n in node.input)
             part = node.op_type in ("Slice", "Split", "Gather")
-            if ready and (size <= SMALL_ELEMENTS or (size <= given and (not shared or part))):
+            if ready and (size <= SMALL_BYTES or (size <= given and (not shared or part))):
                 chosen.add(i)
         return chosen
+
+
+def _entry_bytes(dtype: int) -> float:
+    return 0.5 if dtype in PACKED else helper.tensor_dtype_to_np_dtype(dtype).itemsize
 
 
 def _evaluate(

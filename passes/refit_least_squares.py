@@ -7,12 +7,12 @@ weights that are there; how strongly, samples that are held out decide. See `onn
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxprune.graph import Graph
 from onnxprune.manager import State
-from onnxprune.recovery import mend_all, refit
+from onnxprune.recovery import REFIT, mend_all
 
 
 @dataclass(frozen=True)
@@ -24,4 +24,4 @@ class RefitLeastSquares:
     keeps_facts: ClassVar[bool] = False
 
     def run(self, state: State) -> Graph:
-        return mend_all(state, self.name, refit, self.residual)
+        return mend_all(state, self.name, replace(REFIT, residual=self.residual))

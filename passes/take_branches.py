@@ -26,12 +26,12 @@ class TakeBranches:
 
     def run(self, state: State) -> Graph:
         graph = state.graph
-        if not any(node.op_type == "If" for node in graph.nodes):
-            return graph
-        facts = state.facts
-        while (made := _taken_branches(graph, facts)) is not graph:
-            graph = made
-            facts = trace(graph, state.shapes)
+        for ask in (False, True):
+            while any(node.op_type == "If" for node in graph.nodes):
+                made = _taken_branches(graph, trace(graph, state.pair, ask))
+                if made is graph:
+                    break
+                graph = made
         return graph
 
 

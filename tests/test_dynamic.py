@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from onnxprune.feeds import Binding, random_feeds, running_shapes
+from onnxprune.feeds import Binding, random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import Budget, bind
 from onnxprune.reading import load
+from onnxprune.sizing import running_pair
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build
 
@@ -48,7 +49,7 @@ SIZED = {
 
 def pruned(model: ModelProto | Path) -> tuple[State, ModelProto]:
     graph = load(model)
-    state = State(graph, running_shapes(graph, 0), Budget(ratio=0.5, scope="local"))
+    state = State(graph, running_pair(graph, 0), Budget(ratio=0.5, scope="local"))
     PassManager(parse(DEFAULT, PASSES)).run(state)
     assert state.cuts[0].plan.removed
     return state, state.graph.to_proto()

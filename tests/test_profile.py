@@ -12,10 +12,11 @@ import pytest
 
 import onnxprune
 from onnxprune import InputError
-from onnxprune.feeds import Binding, random_feeds, running_shapes
+from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.reading import load
 from onnxprune.sessions import CPU, Settings
+from onnxprune.sizing import running_shapes
 from onnxprune.validate.kernels import partners
 from onnxprune.validate.profile import NodeRow, Profile, profile, run_times
 from tests.common import build

@@ -240,3 +240,13 @@ def test_outline_of_folded_weights() -> None:
     assert "a = DequantizeLinear(A, s, z)" in outline(typed.graph)
     assert [n.op_type for n in typed.graph.nodes] == ["DequantizeLinear", "Transpose", "MatMul"]
     assert all(operands(n) for n in typed.graph.nodes[:1])
+
+
+def test_short_integers_that_are_cast_to_weights() -> None:
+    """They count as parameters, are cut, and stay integers."""
+    text = """(float[N,64] x) => (float[N,8] y) <int8[64,64] A, float[64] s_pos, float[64,8] B> {
+        c = Cast <to = 1> (A) w = Mul(c, s_pos) h = MatMul(x, w) r = Relu(h) y = MatMul(r, B) }"""
+    result = prune(build(text), ratio=0.5, scope="local")
+    left = {t.name: (t.data_type, list(t.dims)) for t in result.model.graph.initializer}
+    assert left["A"] == (onnx.TensorProto.INT8, [64, 32])
+    assert (result.report.params.before, result.report.params.after) == (64 * 64 + 64 + 512, 64 * 32 + 32 + 256)

@@ -38,7 +38,7 @@ def test_beyond_a_bound_only_its_side_counts() -> None:
     assert Window(0, 6).error(p, t) == 1 + 1.5**2 + 1
 
 
-def product(window: Window | None, offset: float = 0.0) -> tuple[float, Regression]:
+def product(window: Window | None, offset: float = 0.0) -> float:
     """What is gone makes targets very negative, now and then, which no activation lets through; the error behind it
     after the refit, on fresh rows.
     """
@@ -50,26 +50,37 @@ def product(window: Window | None, offset: float = 0.0) -> tuple[float, Regressi
         return x, x @ w + 0.5 - 20 * np.maximum(rng.normal(size=(400, 1)) + 2 * x[:, :1] - 1, 0)
 
     (x, t), (fresh, wanted) = rows(), rows()
-    found = Regression(w[None], np.zeros((1, 5)))
-    found.rows = Rows.some(window, 400, (1, 3, 5)) if window else None
-    extra = np.full((400, 1, 1, 5), offset) if offset else None
-    found.add(x[:, None, None], (t - offset)[:, None, None], 0, extra)
+    old = w[None], np.zeros((1, 5))
+    found = Regression(*old)
+    x4, t4 = x[:, None, None], (t - offset)[:, None, None]
+    found.add(x4, t4, 0)
     made = found.solve()
-    return Window(0, math.inf).error(fresh @ made.weight[0] + made.bias[0] + offset, wanted), found
+    if window:
+        kept = Rows.some(window, 400, (1, 3, 5))
+        kept.add(x4, t4, 0, np.full_like(t4, offset) if offset else None)
+        made = kept.polish(old, made, lambda m: m)
+        assert made.after <= made.before
+    return Window(0, math.inf).error(fresh @ made.weight[0] + made.bias[0] + offset, wanted)
 
 
 @pytest.mark.parametrize("offset", (0.0, 2.0))
 def test_the_error_behind_the_activation_falls(offset: float) -> None:
-    plain, _ = product(None, offset)
-    better, _ = product(Window(0.0, math.inf), offset)
-    assert better < 0.97 * plain
+    assert product(Window(0.0, math.inf), offset) < 0.9 * product(None, offset)
 
 
-def test_a_window_that_lets_all_through_changes_nothing() -> None:
-    assert product(Window(-math.inf, math.inf))[0] == pytest.approx(product(None)[0], rel=1e-4)
+def test_a_window_that_lets_all_through_changes_little() -> None:
+    assert product(Window(-math.inf, math.inf)) == pytest.approx(product(None), rel=1e-3)
 
 
 def test_few_of_many_rows_are_kept() -> None:
     rows = Rows.some(Window(0, 6), 1 << 20, (1, 1000, 1000))
-    rows.add(0, np.zeros((1, 1000, 2)), np.zeros((1, 1000, 2)), None)
-    assert rows.every > 90 and rows.kept[0][1].shape[1] == -(-1000 // rows.every)
+    x = np.zeros((500, 1, 2, 2))
+    rows.add(x, x, 0)
+    assert rows.every > 90
+    assert [len(kept[0]) for _, kept, _, _ in rows.kept] == [-(-n // rows.every) for n in (800, 200)]
+
+
+def test_rows_that_are_not_finite_are_left_out() -> None:
+    rows = Rows.some(Window(0, 6), 100, (1, 2, 2))
+    rows.add(np.full((2, 1, 1, 2), np.nan), np.zeros((2, 1, 1, 2)), 0)
+    assert not rows.kept

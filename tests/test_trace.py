@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.feeds import IMAGE_SIZES, LENGTH_SIZES, batch_size, bindings, random_feeds, running_shapes
+from onnxprune.feeds import batch_size, random_feeds
 from onnxprune.reading import load
+from onnxprune.sizing import IMAGE_SIZES, LENGTH_SIZES, bindings, running_shapes
 from onnxprune.trace import trace
 from tests.common import build
 
@@ -32,7 +33,7 @@ BINDINGS: list[tuple[str, list[list[int]], list[list[int]]]] = [
 @pytest.mark.parametrize(("inputs", "first", "second"), BINDINGS, ids=[b[0] for b in BINDINGS])
 def test_bindings(inputs: str, first: list[list[int]], second: list[list[int]]) -> None:
     graph = load(build(f"({inputs}) => (float y) {{ y = ReduceSum <keepdims = 0> (x) }}"))
-    pair = next(bindings(graph, {}))
+    pair = next(bindings(graph))
     assert [[list(s) for s in b.shapes.values()] for b in pair] == [first, second]
 
 
@@ -109,14 +110,14 @@ def test_batch_size(shape: str, size: int) -> None:
 def test_random_indices_stay_in_the_table() -> None:
     text = """(int64[N,5] x) => (float[N,5,3] y) <float[7,3] A> { c = Cast <to = 6> (x) y = Gather(A, c) }"""
     graph = load(build(text))
-    (binding, _) = next(bindings(graph, {}))
+    (binding, _) = next(bindings(graph))
     feeds = random_feeds(graph, binding, 0)["x"]
     assert feeds.dtype == np.int64 and feeds.min() >= 0 and feeds.max() <= 6 and len(np.unique(feeds)) > 2
 
 
 def test_random_inputs_are_seeded_and_typed() -> None:
     graph = load(build("(float16[N,4] x, bool[N] b, int32[N] i) => (float16[N,4] y) { y = Relu(x) }"))
-    (binding, _) = next(bindings(graph, {}))
+    (binding, _) = next(bindings(graph))
     one, same, other = (random_feeds(graph, binding, seed) for seed in (1, 1, 2))
     assert {n: str(a.dtype) for n, a in one.items()} == {"x": "float16", "b": "bool", "i": "int32"}
     assert all(np.array_equal(one[n], same[n]) for n in one) and not np.array_equal(one["x"], other["x"])
@@ -125,7 +126,7 @@ def test_random_inputs_are_seeded_and_typed() -> None:
 def test_inputs_too_large_to_make_up() -> None:
     graph = load(build("(float[N,1048576,1048576] x) => (float[N,1048576,1048576] y) { y = Relu(x) }"))
     with pytest.raises(InputError, match="too large"):
-        random_feeds(graph, next(bindings(graph, {}))[0])
+        random_feeds(graph, next(bindings(graph))[0])
     assert trace(graph).shapes["y"][1:] == (1048576, 1048576)
 
 

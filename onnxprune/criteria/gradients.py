@@ -29,7 +29,7 @@ from onnx import ModelProto, NodeProto, helper, version_converter
 
 from onnxprune.criteria.padding import with_plain_padding
 from onnxprune.errors import InputError
-from onnxprune.feeds import Shape
+from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import Trace, trace
@@ -212,7 +212,7 @@ def _gated(
     graph: Graph, gates: Sequence[tuple[int, int, int]], shapes: Mapping[str, Shape]
 ) -> tuple[ModelProto, Feeds, dict[str, Place]]:
     """The model at fixed shapes with gates as further inputs, their values, and the place of each."""
-    facts = trace(graph, shapes)
+    facts = trace(graph, (Binding(shapes), Binding(shapes)))
     inputs: Feeds = {}
     places: dict[Place, str] = {}
     gated: dict[str, str] = {}

@@ -18,8 +18,9 @@ from onnxprune.data import files
 from onnxprune.data.files import Stored, stored_arrays
 from onnxprune.data.images import ImageFolder, Preprocessing, image_files
 from onnxprune.errors import InputError
-from onnxprune.feeds import Binding, random_feeds, running_shapes
+from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
+from onnxprune.sizing import running_shapes
 
 RANDOM = "random"
 Arrays = Mapping[str, Stored]

@@ -88,7 +88,7 @@ def rotary_embedding(node: Node) -> None:
         pairs, two = node.space.factor(turned, 2)
     else:
         two, pairs = node.space.factor(turned, rotated // 2)
-    node.freeze(two, "structure")
+    node.freeze(two, "structure", "the two halves of a rotation")
     for i in (1, 2):
         cache = node.axes(i)
         node.unify(cache[-1], pairs)

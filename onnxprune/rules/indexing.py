@@ -36,7 +36,7 @@ def gather(node: Node) -> None:
         middle = [picked] if value.ndim == 1 else regroup(node, [picked], value.shape)
         node.renumber(1, x[at], middle)
         for e in index:
-            node.freeze(e, "structure", "an index list")
+            node.freeze(e, "structure", "it lists indices")
     else:
         node.freeze(x[at], "picked")
         middle = index

@@ -269,4 +269,4 @@ def _cache(node: Node, i: int, axes: Axes) -> None:
         node.unify(a, b)
     node.freeze(past[-2], "normalised")
     for e in past[:-4]:
-        node.freeze(e, "structure")
+        node.freeze(e, "structure", "keys and values of one cache")

@@ -202,7 +202,7 @@ def dynamic_lstm(node: Node) -> None:
     x, w, r = node.axes(0), node.axes(1), node.axes(2)
     directions, hidden = w[0], r[1]
     node.freeze(x[0], "index")
-    node.freeze(directions, "structure")
+    node.freeze(directions, "structure", "its directions go together")
     node.unify(x[2], w[1])
     for j in (2, 3, 7, 8, 9, 10, 11):
         if node.has(j) and node.rank(j):

@@ -57,7 +57,7 @@ def _directions(node: Node, directions: Expr) -> None:
     for name in ("activations", "activation_alpha", "activation_beta"):
         listed = node.attr(name)
         if listed and len(listed) % 2:
-            node.freeze(directions, "structure", f"{name} cannot be halved")
+            node.freeze(directions, "structure", f"{name} of both directions cannot be halved")
         elif listed:
             node.choose(name, directions, listed[: len(listed) // 2], listed[len(listed) // 2 :])
 
@@ -65,7 +65,7 @@ def _directions(node: Node, directions: Expr) -> None:
 def gate_rows(node: Node, rows: Expr, hidden: Expr, count: int) -> None:
     """Rows (count * H) are the same hidden units in each of `count` blocks."""
     outer, inner = node.space.factor(rows, rows.size // count)
-    node.freeze(outer, "structure")
+    node.freeze(outer, "gates")
     node.unify(inner, hidden)
 
 

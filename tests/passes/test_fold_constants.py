@@ -56,6 +56,15 @@ CASES = [
         y = Div(x, r)""",
     ),
     Case(
+        "halves stay halves",
+        "(float[N,64] x) => (float[N,64] y) <float16[64,64] A> { w = Cast <to = 1> (A) y = MatMul(x, w) }",
+    ),
+    Case(
+        "8-bit weights with scales stay what they are",
+        "(float[N,64] x) => (float[N,64] y) <int8[64,64] A, float[64] s>"
+        "{ c = Cast <to = 1> (A) w = Mul(c, s) y = MatMul(x, w) }",
+    ),
+    Case(
         "a broadcast constant is not blown up",
         X + """(float[64,64] y) <float[1,64] A, int64[2] big = {64, 64}, int64[2] shape = {-1, 1}, int64[1] all = {1}> {
         e = Expand(A, big) m = ReduceSum(x) y = Add(e, m) }""",

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import InputError
+from onnxprune.feeds import Binding
 from onnxprune.graph import outline
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, in_steps
@@ -17,9 +18,18 @@ TEXT = """(float[n,6] x) => (float[n,4] y) <float[6,8] a, float[8] b, float[8,4]
     h = Gemm(x, a, b) r = Relu(h) y = Gemm(r, c, d) }"""
 FEEDS = [{"x": np.random.default_rng(k).normal(size=(32, 6)).astype(np.float32)} for k in range(4)]
 
+PAIR = Binding({"x": (32, 6)}), Binding({"x": (33, 6)})
+
 
 def state(**options: object) -> State:
-    return State(load(build(TEXT)), {"x": (32, 6)}, Budget(ratio=0.5), data=FEEDS, samples=128, **options)  # type: ignore[arg-type]
+    return State(
+        load(build(TEXT)),
+        PAIR,
+        Budget(ratio=0.5),
+        data=FEEDS,
+        samples=128,
+        **options,
+    )  # type: ignore[arg-type]
 
 
 def modified(pipeline: str, run: State) -> list[bool]:

@@ -66,7 +66,7 @@ ROWS = [
     Row("com.microsoft.DynamicQuantizeLSTM", "all operands", lstm(), "W:2/1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "both directions", TWO_WAYS, "W:2/1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "activation that does not keep zero", lstm(
-        ', activations = ["Sigmoid","Tanh","Sigmoid"]'), "", "W:2=structure R:1=normalised"),
+        ', activations = ["Sigmoid","Tanh","Sigmoid"]'), "", "W:2=gates R:1=normalised"),
     Row("com.microsoft.QLinearConcat", "two scales", vector("q = QuantizeLinear(h, s_pos, z) m = MatMul(x, C) r ="
         " QuantizeLinear(m, t_pos, z) c = com.microsoft.QLinearConcat <axis = 1> (s_pos, z, q, s_pos, z, r, t_pos, z)"
         " g = DequantizeLinear(c, s_pos, z)", f"{Q}, float t_pos = {{0.07}}, float[4,6] C")

@@ -34,6 +34,8 @@ OTHER_REASONS = [
         .replace("<float[4,1] A>", "<float[4,1] A, int64[1] s = {-1}>"), "", "y:0=dynamic"),
     Row("Foo", "custom operator", vector("f = com.example.Foo(h) k = MatMul(x, C) g = Add(k, f)", "float[4,8] C"), "",
         "A:1=no-rule C:1=shape-unknown", runs=False),
+    Row("Concat", "single units", "(float[N,4] x) => (float[N,3] y) <float[4,1] A, float[4,1] B, float[2,3] C>"
+        "{ a = MatMul(x, A) b = MatMul(x, B) c = Concat <axis = 1> (a, b) y = MatMul(c, C) }", "", "C:0=single"),
     Row("MatMul", "broken model", vector("g = Identity(h)").replace("[8,3] B", "[6,3] B"), "", "A:1=rule-mismatch",
         runs=False),
 ]  # fmt: skip

@@ -1,0 +1,111 @@
+"""Is the mended model better, as a whole? Its outputs are compared with the original's on samples that recovery does
+not see, and so are those of the model as it was found. If that was better, so may be something in between: the biases
+alone, or half of the way; the best is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.sessions import Feeds, program, session
+from onnxprune.storage import tensor
+from onnxprune.trace import Trace
+
+Array = NDArray[Any]
+EVERY = 12  # of so many samples one is held back
+MARGIN = 0.05  # of the squared error that a change must save: less may be chance
+
+
+@dataclass(frozen=True)
+class Share:
+    """Those of the samples whose number modulo `every` is `every - 1`, or the others. Feeds are taken as a whole unless
+    they can be cut (`cuttable`) along their first axis.
+    """
+
+    feeds: Iterable[Feeds]
+    every: int
+    cuttable: bool
+    chosen: bool
+
+    def __iter__(self) -> Iterator[Feeds]:
+        first = 0
+        for feed in self.feeds:
+            count = next((a.shape[0] for a in feed.values() if a.ndim), 1) if self.cuttable else 1
+            last = np.arange(first, first + count) % self.every == self.every - 1
+            mask = last if self.chosen else ~last
+            first += count
+            if mask.all():
+                yield feed
+            elif mask.any():
+                yield {n: a[mask] for n, a in feed.items()}
+
+
+class Guard:
+    """Holds samples of `feeds` back, about `samples` in all, to judge by. `alone`: there is one only, which cannot be;
+    where there is one feed only that cannot be cut, models are judged by what they were fitted to.
+    """
+
+    def __init__(self, original: Graph, facts: Trace, feeds: Iterable[Feeds], samples: int) -> None:
+        self._original = original
+        cuttable = all(facts.dynamic(i.name, 0) for i in original.inputs)
+        count = samples if cuttable else sum(1 for _ in feeds)
+        every = max(2, min(EVERY, count // 2))
+        self.alone = samples < 2
+        self.held_back = count >= 2
+        self.rest: Iterable[Feeds] = Share(feeds, every, cuttable, False) if self.held_back else feeds
+        self._judged: Iterable[Feeds] = Share(feeds, every, cuttable, True) if self.held_back else feeds
+
+    def choose(self, before: Graph, after: Graph, others: Mapping[str, Callable[[], Graph]]) -> tuple[Graph, str]:
+        """The better of two graphs, or where the second is worse the best of all; and what to tell people then."""
+        first, second = self.errors([before, after])
+        if second < (1 - MARGIN) * first:
+            return after, ""
+        ways = {"half of the change": lambda: halfway(before, after), **others}
+        made = {name: make() for name, make in ways.items()}
+        errors = self.errors(list(made.values()))
+        best = min(zip(errors, made, strict=True), key=lambda pair: pair[0])
+        on = "samples that were held back" if self.held_back else "the samples that it was fitted to"
+        told = f"made the outputs' error {second:.3g}, it was {first:.3g} ({on}): "
+        if best[0] < (1 - MARGIN) * first:
+            return made[best[1]], f"{told}{best[1]} was kept, {best[0]:.3g}"
+        return before, f"{told}the weights were left as they are"
+
+    def errors(self, graphs: list[Graph]) -> list[float]:
+        """For each graph, the relative squared error of its outputs, the mean over outputs; infinite where they are not
+        finite and the original's are.
+        """
+        jobs = [session(program(g)) for g in (self._original, *graphs)]
+        sums: Array = np.zeros(0)
+        for feed in self._judged:
+            want, *got = ([np.asarray(a) for a in job.run(None, feed) if isinstance(a, np.ndarray)] for job in jobs)
+            now = np.array([[[*_difference(a, b)] for a, b in zip(want, g, strict=True)] for g in got])
+            sums = now if not sums.size else sums + now
+        if not sums.size:
+            return [0.0] * len(graphs)
+        relative = sums[:, :, 0] / np.maximum(sums[:, :, 1], 1e-30)
+        return [float(e) for e in np.nan_to_num(relative.mean(1), nan=np.inf)]
+
+
+def _difference(want: Array, got: Array) -> tuple[float, float]:
+    """Squared difference and squared size of an output, of what is finite in the original; 0 for other shapes."""
+    if want.shape != got.shape or want.dtype.kind not in "fiub":
+        return 0.0, 0.0
+    a, b = (v.astype(np.float64) for v in (want, got))
+    fine = np.isfinite(a)
+    return float(np.square(a[fine] - b[fine]).sum()), float(np.square(a[fine]).sum())
+
+
+def halfway(before: Graph, after: Graph) -> Graph:
+    """The nodes of `after` with weights in the middle between those of both, where both have them."""
+    changed = {
+        n: tensor(n, ((before.array(n) + after.array(n)) / 2).astype(after.array(n).dtype), t)
+        for n, t in after.tensors.items()
+        if t.data_type in FLOATS and n in before.tensors and before.tensors[n] is not t
+    }
+    return after.replace(tensors={**after.tensors, **changed})

@@ -1,0 +1,318 @@
+"""Input sizes: which ones to try where axes are free, and which ones a model runs at.
+
+    first    sizes that the model runs at; shapes and numbers are those of a run at these sizes
+    second   other sizes that it runs at, with as many axes as possible of another size: what differs is dynamic
+
+A table says what is tried, the most usual sizes first; odd primes, since shared factors may align by accident. Files
+leave axes free that are not: one sample at a time, images of multiples of 32, masks as long as the past and the present
+together. So sizes are found by running. Where the usual second sizes do not fit, each free axis is moved alone, and
+what moves alone is tried together; an axis that fits one size only counts as static.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from onnxprune.errors import InputError
+from onnxprune.feeds import Binding, Shape, foreign_operators, random_feeds
+from onnxprune.graph import Graph
+from onnxprune.sessions import program, session
+
+# Sizes tried for free axes, two bindings each
+BATCH_SIZES = ((2, 3), (1, 1))
+LENGTH_SIZES = (
+    (11, 13),
+    (16, 24),
+    (32, 48),
+    (64, 80),
+    (128, 160),
+    (256, 288),
+    (512, 544),
+    (8, 12),
+    (10, 14),
+    (20, 28),
+    (7, 9),
+    (5, 6),
+    (100, 120),
+    (1600, 1920),
+    (16000, 19200),
+)
+IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
+OWN_SIZES = 16  # of a model that are tried
+NOT_FINITE = 5  # sizes at which a model runs, but gives no numbers, before the first of them is taken
+RELATED = 4  # sizes of the table that are tried where lengths depend on each other
+STEPS = (1, 2, 8, 32, 160)  # by which an axis is made longer to see whether it moves
+ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Div: operator.floordiv,
+}
+Sizes = dict[str, tuple[int, int]]
+Runs = Callable[[Binding], bool]
+
+
+@dataclass(frozen=True)
+class FreeAxis:
+    """A free axis of an input. Axes of one `symbol` have one size; `kind` is what it is by its place (`_kind`)."""
+
+    symbol: str
+    kind: str
+
+
+def running_shapes(graph: Graph, seed: int, sizes: Mapping[str, int] | None = None) -> dict[str, Shape]:
+    """Input shapes at which ONNX Runtime runs the model, free axes of `sizes` (`axis_sizes`) as given; InputError with
+    its message if none of those tried does.
+    """
+    return dict(_first(graph, _Trial(graph, seed), sizes or {})[0].shapes)
+
+
+def running_pair(graph: Graph, seed: int, known: Mapping[str, Shape] | None = None) -> tuple[Binding, Binding]:
+    """Two bindings at which ONNX Runtime runs the model; one and the same where no free axis has another size.
+    `known`: shapes of data, which are the first. InputError as `running_shapes`.
+    """
+    runs = _Trial(graph, seed)
+    first, second = next(bindings(graph, known)) if known else _first(graph, runs, {})
+    if first.shapes == second.shapes or runs(second):
+        return first, second
+    return first, _moved(graph, first, runs)
+
+
+def pair_if_it_runs(graph: Graph) -> tuple[Binding, Binding] | None:
+    """As `running_pair`; None for a model that ONNX Runtime does not run, which can only be typed."""
+    try:
+        return None if foreign_operators(graph) else running_pair(graph, 0)
+    except InputError:
+        return None
+
+
+def axis_sizes(graph: Graph, shapes: Mapping[str, Shape], batch: int | None = None) -> dict[str, int]:
+    """Sizes of free axes, by symbol, for inputs of these shapes and a first axis of `batch` where it is free in the
+    others. InputError where the model does not take them.
+    """
+    inputs = {v.name: v.type.tensor_type.shape.dim for v in graph.inputs}
+    found: dict[str, int] = {}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise InputError(f"the model has no input {name!r}: it has {', '.join(inputs)}")
+        want = [d.dim_value or d.dim_param or "?" for d in inputs[name]]
+        if len(shape) != len(want) or any(isinstance(w, int) and w != n for w, n in zip(want, shape, strict=True)):
+            raise InputError(f"input {name!r} cannot have shape {list(shape)}: the model wants {want}")
+        for axis, (dim, n) in enumerate(zip(inputs[name], shape, strict=True)):
+            if not dim.dim_value and found.setdefault(_symbol(name, axis, dim), n) != n:
+                raise InputError(f"axis {dim.dim_param!r} is given two sizes: {found[dim.dim_param]} and {n}")
+    if batch is None:
+        return found
+    free = batched_inputs(graph)
+    if not free:
+        raise InputError(f"no input of the model has a free first axis that could be a batch of {batch}")
+    return {_symbol(n, 0, inputs[n][0]): batch for n in free} | found
+
+
+def batched_inputs(graph: Graph) -> list[str]:
+    """Inputs whose first axis is free."""
+    dims = {v.name: v.type.tensor_type.shape.dim for v in graph.inputs}
+    return [n for n, d in dims.items() if d and not d[0].dim_value]
+
+
+class _Trial:
+    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed; `finite`:
+    whether all that the last run gave were numbers.
+    """
+
+    def __init__(self, graph: Graph, seed: int) -> None:
+        self.graph, self.seed, self.message, self.finite = graph, seed, "", True
+        try:
+            self.session = session(program(graph))
+        except Exception as error:
+            raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
+
+    def __call__(self, binding: Binding) -> bool:
+        try:
+            made = self.session.run(None, random_feeds(self.graph, binding, self.seed))
+        except Exception as error:  # these sizes do not fit; the next may
+            self.message = self.message or str(error)
+            return False
+        self.finite = all(np.isfinite(a).all() for a in made if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+        return True
+
+
+def _first(graph: Graph, runs: _Trial, sizes: Mapping[str, int]) -> tuple[Binding, Binding]:
+    """The first sizes with outputs that are finite, else the first that run at all: a variance of one entry is 0."""
+    ran: list[tuple[Binding, Binding]] = []
+    for pair in bindings(graph, {}, sizes):
+        if runs(pair[0]):
+            ran.append(pair)
+            if runs.finite or len(ran) == NOT_FINITE:
+                return pair if runs.finite else ran[0]
+    if not ran:
+        raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {runs.message}")
+    return ran[0]
+
+
+def _moved(graph: Graph, first: Binding, runs: Runs) -> Binding:
+    """Sizes that differ from `first` in the axes that can be moved: all that can be moved alone, or as many of them as
+    go together.
+    """
+    sizes, symbols = _read(graph, first), dict.fromkeys(axis.symbol for axis in free_axes(graph))
+    alone = {s: n for s in symbols if (n := _step(graph, sizes, s, runs))}
+    together: dict[str, int] = {}
+    for symbol, size in alone.items():
+        if not together or runs(_bind(graph, sizes | together | {symbol: size})):
+            together[symbol] = size
+    return _bind(graph, sizes | together)
+
+
+def _step(graph: Graph, sizes: Mapping[str, int], symbol: str, runs: Runs) -> int:
+    """Another size of one axis with which the model runs, 0 if there is none."""
+    n = sizes[symbol]
+    return next((m for m in (*(n + k for k in STEPS), 2 * n) if runs(_bind(graph, {**sizes, symbol: m}))), 0)
+
+
+# candidates
+def bindings(
+    graph: Graph, known: Mapping[str, Shape] | None = None, given: Mapping[str, int] | None = None
+) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size; `given` are kept; inputs
+    of `known` shapes have these at the first binding.
+    """
+    seen: list[object] = []
+    for sizes in _candidates(graph):
+        sizes |= {symbol: (n, n) for symbol, n in (given or {}).items()}
+        pair = tuple(_bind(graph, {s: n[k] for s, n in sizes.items()}) for k in (0, 1))
+        if known:
+            pair = _shifted(known, *pair)
+        if (shapes := [b.shapes for b in pair]) not in seen:
+            seen.append(shapes)
+            yield pair[0], pair[1]
+
+
+def _shifted(known: Mapping[str, Shape], a: Binding, b: Binding) -> tuple[Binding, Binding]:
+    """The known shapes, and these with what differs between two bindings added."""
+    first = {n: known.get(n, s) for n, s in a.shapes.items()}
+    moved = {
+        n: tuple(m + y - x for m, x, y in zip(first[n], s, b.shapes[n], strict=False)) for n, s in a.shapes.items()
+    }
+    return Binding(first), Binding(moved)
+
+
+def _candidates(graph: Graph) -> Iterator[Sizes]:
+    """Sizes by symbol: all axes of a kind alike, from the table; near its start also with one length that is the sum of
+    the others, and with a past of no length; at its end with lengths that constants have. With several samples, then
+    with one.
+    """
+    kinds = _kinds(free_axes(graph))
+    lengths = [s for s, k in kinds.items() if k in ("length", "past")]
+    tries = [*LENGTH_SIZES, *((n, n) for n in _own_sizes(graph)), (1, 1)] if kinds else LENGTH_SIZES[:1]
+    for batch, (k, length) in product(BATCH_SIZES, enumerate(tries)):
+        table = {
+            "batch": batch,
+            "length": length,
+            "past": length,
+            "state": length,
+            "vector": batch if not k else length,
+        }
+        table["image"] = IMAGE_SIZES[min(k, len(IMAGE_SIZES) - 1)]
+        yield (plain := {symbol: table[kind] for symbol, kind in kinds.items()})
+        if "state" in kinds.values():
+            yield plain | {s: batch for s, kind in kinds.items() if kind == "state"}
+        for total in lengths if len(lengths) > 2 and k < RELATED else ():
+            others = [plain[s] for s in lengths if s != total]
+            yield plain | {total: (sum(a for a, _ in others), sum(b for _, b in others))}
+        if "past" in kinds.values() and k < RELATED:
+            yield plain | {s: (0, 0) for s, kind in kinds.items() if kind == "past"}
+
+
+def _own_sizes(graph: Graph) -> list[int]:
+    """Lengths that constants have before their last axis: tables of positions, masks."""
+    sizes = {n for t in graph.constants.values() for n in t.dims[:-1] if len(t.dims) > 1 and n > 1}
+    return sorted(sizes)[:OWN_SIZES]
+
+
+def _kinds(free: Sequence[FreeAxis]) -> dict[str, str]:
+    """The kind of each symbol: a batch if it is one anywhere."""
+    kinds: dict[str, str] = {}
+    for axis in free:
+        if axis.kind == "batch" or kinds.get(axis.symbol, "vector") == "vector":
+            kinds[axis.symbol] = axis.kind
+    return kinds
+
+
+# axes
+def free_axes(graph: Graph) -> list[FreeAxis]:
+    """The free axes of all inputs, without those whose name is a sum or the like of others."""
+    found = [
+        FreeAxis(_symbol(v.name, k, d), _kind(list(v.type.tensor_type.shape.dim), k))
+        for v in graph.inputs
+        for k, d in enumerate(v.type.tensor_type.shape.dim)
+        if d.dim_value <= 0
+    ]
+    names = {axis.symbol: 1 for axis in found}
+    return [axis for axis in found if axis.symbol.isidentifier() or _computed(axis.symbol, names) is None]
+
+
+def _symbol(name: str, axis: int, dim: Any) -> str:
+    """What names a free axis of an input: its symbol, else the input and its place."""
+    return dim.dim_param or f"{name}.{axis}"
+
+
+def _kind(dims: Sequence[Any], axis: int) -> str:
+    """What a free axis is by its place: of (N, ...), (L,), (N, L, C), (N, C, H, W), keys and values that are kept
+    (N, heads, P, head size), or a state (layers, ?, hidden) whose nameless axis may be the batch.
+    """
+    if axis == 0:
+        return "vector" if len(dims) == 1 else "batch"
+    inner = [k for k in range(1, len(dims)) if dims[k].dim_value <= 0]
+    if len(dims) >= 4:
+        return "past" if inner == [axis] and axis < len(dims) - 1 else "image"
+    return "state" if dims[0].dim_value > 0 and not dims[axis].dim_param else "length"
+
+
+def _bind(graph: Graph, sizes: Mapping[str, int]) -> Binding:
+    """Shapes of all inputs for sizes by symbol."""
+    shapes = {}
+    for value in graph.inputs:
+        dims = value.type.tensor_type.shape.dim
+        names = [_symbol(value.name, k, d) for k, d in enumerate(dims)]
+        shapes[value.name] = tuple(
+            d.dim_value if d.dim_value > 0 else sizes.get(n) or _computed(n, sizes) or 0
+            for n, d in zip(names, dims, strict=True)
+        )
+    return Binding(shapes)
+
+
+def _read(graph: Graph, binding: Binding) -> dict[str, int]:
+    """Sizes by symbol at a binding."""
+    found: dict[str, int] = {}
+    for value in graph.inputs:
+        for k, (dim, n) in enumerate(zip(value.type.tensor_type.shape.dim, binding.shapes[value.name], strict=False)):
+            if dim.dim_value <= 0:
+                found.setdefault(_symbol(value.name, k, dim), n)
+    return found
+
+
+def _computed(text: str, sizes: Mapping[str, int]) -> int | None:
+    """The value of a name like `past_length + 1`, None if it is no arithmetic of known sizes."""
+    try:
+        return _value(ast.parse(text.strip(), mode="eval").body, sizes)
+    except (SyntaxError, KeyError, ZeroDivisionError, ValueError):
+        return None
+
+
+def _value(node: ast.expr, sizes: Mapping[str, int]) -> int:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name):
+        return sizes[node.id]
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        made: int = ARITHMETIC[type(node.op)](_value(node.left, sizes), _value(node.right, sizes))
+        return made
+    raise ValueError("not arithmetic")

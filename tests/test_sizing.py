@@ -1,0 +1,99 @@
+"""Input sizes are found by running: what fits is told apart from what the inputs say, and both sizes are checked."""
+
+from __future__ import annotations
+
+import pytest
+from onnx import ModelProto
+
+import onnxprune
+from onnxprune.errors import InputError
+from onnxprune.feeds import random_feeds
+from onnxprune.reading import load
+from onnxprune.sessions import run
+from onnxprune.sizing import bindings, pair_if_it_runs, running_pair
+from tests.common import build
+
+MLP = "<float[8,6] A, float[6,5] B> { h = MatMul(x, A) r = Relu(h) y = MatMul(r, B) }"
+PAST = "<float[8,6] A, float[6,8] B> { k = MatMul(x, A) v = MatMul(k, B) u = Unsqueeze(v, one)"
+# title: model, the input that tells, its first shape, its second
+CASES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...]]] = {
+    "all free": (f"(float[N,L,8] x) => (float[N,L,5] y) {MLP}", "x", (2, 11, 8), (3, 13, 8)),
+    "one sample at a time": (
+        "(float[N,L,8] x) => (float[L,5] y) <float[8,6] A, float[6,5] B, int64[1] first = {0}>"
+        "{ z = Squeeze(x, first) h = MatMul(z, A) r = Relu(h) y = MatMul(r, B) }",
+        "x", (1, 11, 8), (1, 13, 8),
+    ),
+    "multiples of 16": (
+        "(float[N,L,8] x) => (float[N,P,5] y) <float[128,6] A, float[6,5] B, int64[3] s = {0,-1,128}>"
+        "{ z = Reshape(x, s) h = MatMul(z, A) r = Relu(h) y = MatMul(r, B) }",
+        "x", (2, 16, 8), (3, 48, 8),
+    ),
+    "at least 300": (
+        "(float[N,1,L] x) => (float[N,5,P] y) <float[6,1,300] A, float[5,6,1] B>"
+        "{ h = Conv(x, A) r = Relu(h) y = Conv(r, B) }",
+        "x", (2, 1, 512), (3, 1, 544),
+    ),
+    "fits one length": (
+        "(float[N,L,8] x) => (float[N,24,5] y) <float[24,8] c, float[8,6] A, float[6,5] B>"
+        "{ z = Add(x, c) h = MatMul(z, A) r = Relu(h) y = MatMul(r, B) }",
+        "x", (2, 24, 8), (3, 24, 8),
+    ),
+    "a mask as long as the past and the present": (
+        f"(float[N,L,8] x, float[N,1,P,8] past, float[N,T] mask) => (float[N,1,T,8] y) {PAST}"
+        " c = Concat <axis = 2> (past, u) w = Unsqueeze(mask, ends) y = Mul(c, w) }"
+        .replace("float[6,8] B", "float[6,8] B, int64[1] one = {1}, int64[2] ends = {1,3}"),
+        "mask", (2, 22), (3, 26),
+    ),
+    "no past": (
+        f"(float[N,L,8] x, float[N,1,P,8] past, float[N,L] mask) => (float[N,1,T,8] y) {PAST}"
+        " c = Concat <axis = 2> (past, u) w = Unsqueeze(mask, ends) y = Mul(c, w) }"
+        .replace("float[6,8] B", "float[6,8] B, int64[1] one = {1}, int64[2] ends = {1,3}"),
+        "past", (2, 1, 0, 8), (3, 1, 0, 8),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_sizes_found(title: str) -> None:
+    text, name, first, second = CASES[title]
+    pair = running_pair(load(build(text)), 0)
+    assert [b.shapes[name] for b in pair] == [first, second]
+
+
+@pytest.mark.parametrize("title", CASES)
+def test_pruned_at_both_sizes(title: str) -> None:
+    """The result has what the original has at both sizes, and the surgery check saw both."""
+    model = build(CASES[title][0])
+    result = onnxprune.prune(model, ratio=0.5, scope="local")
+    assert result.report.params.after < result.report.params.before
+    for binding in running_pair(load(model), 0):
+        feeds = random_feeds(load(model), binding, 0)
+        before, after = run(model, feeds), run(result.model, feeds)
+        assert {n: a.shape for n, a in before.items()} == {n: a.shape for n, a in after.items()}
+
+
+def test_sizes_named_by_sums() -> None:
+    """Exporters write such names; the parser of ONNX text does not take them."""
+    model = named(build(CASES["a mask as long as the past and the present"][0]), "T", "P + L")
+    assert next(bindings(load(model)))[0].shapes["mask"] == (2, 22)
+
+
+def named(model: ModelProto, old: str, new: str) -> ModelProto:
+    for value in model.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == old:
+                dim.dim_param = new
+    return model
+
+
+def test_sizes_of_data_stay_first() -> None:
+    graph = load(build(CASES["multiples of 16"][0]))
+    first, second = running_pair(graph, 0, {"x": (4, 80, 8)})
+    assert (first.shapes["x"], second.shapes["x"]) == ((4, 80, 8), (5, 112, 8))
+
+
+def test_nothing_runs() -> None:
+    graph = load(build("(float[N,3] x) => (float[N,24] y) <float[24] A> { y = Add(x, A) }"))
+    assert pair_if_it_runs(graph) is None
+    with pytest.raises(InputError, match=r"does not (run|load)"):
+        running_pair(graph, 0)
