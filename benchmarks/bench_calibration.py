@@ -49,7 +49,7 @@ def one_pair(graph: Graph, feeds: Feeds, settings: Settings, seconds: float, see
     """The interval and the ratio that the rounds of a single pair of sessions give."""
     rng = np.random.default_rng(seed)
     rounds = latency._rounds([program(graph)] * 2, feeds, settings, seconds * latency.MIN_SESSIONS, rng)
-    ratios = np.array([b / a for (a, stopped), (b, halted) in rounds if not (stopped or halted)] or [1.0])
+    ratios = np.array([b / a for (a, _, stopped), (b, _, halted) in rounds if not (stopped or halted)] or [1.0])
     return (*latency.interval([ratios], seed), float(np.median(ratios)))
 
 

@@ -62,7 +62,7 @@ from onnxprune.sizing import pair_if_it_runs
 from onnxprune.version import __version__
 from onnxprune.writing import check_paths, write_atomic
 
-BUDGETS = ("ratio", "macs", "params", "bytes", "max_drop", "lossless")
+BUDGETS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms", "max_drop", "lossless")
 INTERRUPTED = 130
 GC_OBJECTS = 1_000_000  # new objects between two collections
 
@@ -118,8 +118,8 @@ def prune(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove units from a model. Give exactly one budget: --ratio, --macs, --params, --bytes, --max-drop or
-    --lossless.
+    """Remove units from a model. Give exactly one budget: --ratio, --macs, --params, --bytes, --latency, --latency-ms,
+    --max-drop or --lossless.
     """
     options = _merged(config, gates, budget, choice, recovery, inputs, checks, timing, steps, written)
     files = Outputs.of(options, written, steps.dry_run)
@@ -296,7 +296,18 @@ def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """What `prune` and `apply` tell `api.run` alike."""
-    named = ("samples", "metric", "seed", "check", "recover", "rotate", "gates", "bench_seconds")
+    named = (
+        "samples",
+        "metric",
+        "seed",
+        "check",
+        "recover",
+        "rotate",
+        "gates",
+        "bench_seconds",
+        "allow_slower",
+        "cache",
+    )
     data = {n: _source(options, options.get(n)) for n in ("data", "test_data")}
     timed = {"settings": settings(options), "profiled": bool(options.get("report"))}
     return {n: options[n] for n in named if n in options} | data | timed

@@ -1,4 +1,5 @@
-"""How many units each dim loses: the least error for a cost, over error curves and cost polynomials.
+"""How many units each dim loses: the least error for a cost, over error curves and cost polynomials or measured
+times.
 
     minimise  sum over dims of error_d(k_d)     subject to  cost(sizes) <= wanted
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.cost import Polynomial, Term
+from onnxprune.cost import Cost, Part
 from onnxprune.dims import Dim, atoms
 from onnxprune.errors import InputError
 
@@ -35,9 +36,9 @@ class Choice:
 class Allocation:
     """The problem: choices per dim and a cost."""
 
-    def __init__(self, poly: Polynomial, choices: Mapping[Dim, Choice]) -> None:
+    def __init__(self, poly: Cost, choices: Mapping[Dim, Choice]) -> None:
         self.poly, self.choices = poly, choices
-        self._terms: dict[Dim, list[Term]] = {d: [] for d in choices}
+        self._terms: dict[Dim, list[Part]] = {d: [] for d in choices}
         for term in poly.terms:
             for d in {d for e in term.axes for d in atoms(e)} & set(choices):
                 self._terms[d].append(term)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -25,22 +25,26 @@ from onnxprune.manager import Pass, PassManager, PassResult, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
-from onnxprune.passes.rotate_units import RotateUnits
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove, prove_turn, time_both
+from onnxprune.proof import Original, look, measure, prove, prove_turn
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
-from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows
-from onnxprune.sensitivity import Sensitivity, analyse
+from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows, layer_rows
+from onnxprune.report.timing import Timing
+from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
+from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.sizing import running_pair, running_shapes
-from onnxprune.validate import latency, numerics
+from onnxprune.stopwatch import Stopwatch, refuse_slower, time_both
+from onnxprune.timing import Clock, Store, cache_folder
+from onnxprune.validate import numerics
+from onnxprune.validate.latency import ONE_THREAD
 
 NO_DATA = "a metric needs data to be measured on: give --data"
 GatesLike = Gates | Mapping[str, float]
-SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
 
 
 @dataclass(frozen=True)
@@ -69,15 +73,18 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     bytes: float | None = None,
+    latency: float | None = None,
+    latency_ms: float | None = None,
     max_drop: float | None = None,
     lossless: bool = False,
     scope: str = "global",
     criterion: str | Criterion = "",
     normalise: str | None = None,
-    round_to: int = 1,
+    round_to: int | str = 1,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     steps: int = 1,
+    drop_layers: int | str | Iterable[str] = (),
     recover: bool = True,
     rotate: bool = True,
     curves: Sensitivity | None = None,
@@ -90,6 +97,9 @@ def prune(
     passes: str | None = None,
     gates: GatesLike | None = None,
     custom_op_library: Libraries = (),
+    settings: Settings = ONE_THREAD,
+    allow_slower: bool = False,
+    cache: bool = True,
 ) -> PruneResult:
     """Remove units from a model and prove the result.
 
@@ -97,9 +107,9 @@ def prune(
         model: a path, bytes, ModelProto or graphsurgeon graph; it is not changed.
         ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
         macs, params, bytes: keep at most this fraction of the multiply-accumulates, parameters or bytes.
+        latency: take this fraction of the original's time on this machine; latency_ms: this many milliseconds.
         max_drop: lose at most this fraction of the metric on the data; the MACs are made as few as that allows.
-        lossless: remove exactly what cannot matter. Exactly one of ratio, macs, params, bytes, max_drop, lossless must
-            be given.
+        lossless: remove exactly what cannot matter. Exactly one of these budgets must be given.
         scope: "local": cut every dim alike; "global": weigh the units of all dims against each other; "isomorphic":
             those of dims of one size and structure.
         criterion: "obs" (default with data): what removal costs once the readers are refitted; "l2" (default without)
@@ -107,10 +117,13 @@ def prune(
             `onnxprune.criteria.UnitView` to scores (size,), larger for units that matter more.
         normalise: what scores are divided by before dims are compared: the dim's "mean", "max", "sum", or "none".
         steps: number of cuts, each recovered from, on the way to the budget.
+        drop_layers: whole layers that go first: how many, or patterns of their names (`onnxprune inspect` lists
+            them); a budget of its own, or beside another one.
         recover: with data, refit the remaining weights to what the original computes.
         rotate: with data and the criterion "obs", cut in other bases where that is exact (`onnxprune.rotation`).
         curves: what `measure_sensitivity` measured on this model.
-        round_to: keep a multiple of this many units in every dim.
+        round_to: keep a multiple of this many units in every dim; "auto": of what is best on this machine, which is
+            measured.
         include, exclude: patterns over dims: `kind:heads`, or names of dims, nodes and tensors with wildcards.
         data: real inputs: an .npz or .npy file, a folder of them, an `ImageFolder`, a dict of arrays, an iterable of
             such dicts, or "random". Arrays that are no input are labels.
@@ -123,21 +136,26 @@ def prune(
         passes: pipeline text instead of the default one.
         custom_op_library: shared libraries with the kernels of operators that ONNX Runtime does not bring along.
         gates: limits that the result must keep: `Gates`, or a mapping such as {"max_rel_l2": 0.1}.
+        settings: how ONNX Runtime runs what is timed.
+        allow_slower: let a result pass that is slower than the original, though the budget is one of speed (MACs,
+            latency, max_drop, or round_to="auto").
+        cache: keep times of kernels at other widths on disk, for later calls.
 
     Raises:
         InputError: the model, an option, the data or the metric cannot be used, or a gate cannot be measured.
-        GateError: the surgery check failed or a gate was missed; the result must not be used.
+        GateError: the surgery check failed, a gate was missed, or the result is slower than the original; it must not
+            be used.
     """
     about = called(prune, locals())
     budget = choose_budget(
-        passes, ratio=ratio, macs=macs, params=params, bytes=bytes, max_drop=max_drop, lossless=lossless, scope=scope,
-        criterion=criterion, normalise=normalise, round_to=round_to, include=_patterns(include),
-        exclude=_patterns(exclude), steps=steps,
+        passes, ratio=ratio, macs=macs, params=params, bytes=bytes, latency=latency, latency_ms=latency_ms,
+        max_drop=max_drop, lossless=lossless, scope=scope, criterion=criterion, normalise=normalise, round_to=round_to,
+        include=_patterns(include), exclude=_patterns(exclude), steps=steps, drop_layers=_patterns(drop_layers),
     )  # fmt: skip
     return run(
         load(model, custom_op_library), budget=budget, recover=recover, rotate=rotate, curves=curves, data=data,
         test_data=test_data, samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
-        about=about,
+        about=about, settings=settings, allow_slower=allow_slower, cache=cache,
     )  # fmt: skip
 
 
@@ -154,12 +172,14 @@ def apply(
     check: bool = True,
     gates: GatesLike | None = None,
     custom_op_library: Libraries = (),
+    settings: Settings = ONE_THREAD,
+    allow_slower: bool = False,
 ) -> PruneResult:
     """Carry out a saved plan on the model that it was made for. Options and errors are those of `prune`."""
     about = called(apply, locals())
     return run(
         load(model, custom_op_library), plan=plan, recover=recover, data=data, test_data=test_data, samples=samples,
-        metric=metric, seed=seed, check=check, gates=gates, about=about,
+        metric=metric, seed=seed, check=check, gates=gates, about=about, settings=settings, allow_slower=allow_slower,
     )  # fmt: skip
 
 
@@ -175,8 +195,8 @@ def choose_budget(passes: str | None, **options: Any) -> Budget | None:
     return None
 
 
-def _patterns(given: Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+def _patterns(given: int | str | Iterable[str]) -> tuple[str, ...]:
+    return (str(given),) if isinstance(given, (str, int)) else tuple(given)
 
 
 def run(
@@ -197,9 +217,11 @@ def run(
     dry_run: bool = False,
     verify_each: bool = False,
     gates: GatesLike | None = None,
-    settings: Settings = latency.ONE_THREAD,
+    settings: Settings = ONE_THREAD,
     bench_seconds: float = 1.0,
     profiled: bool = False,
+    allow_slower: bool = False,
+    cache: bool = True,
     about: About = UNTOLD,
     progress: Progress = silent,
 ) -> PruneResult:
@@ -212,34 +234,44 @@ def run(
     limits, foreign = Gates.of(gates), foreign_operators(graph)
     if not dry_run and not (check and not foreign):
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
-    check = check and not foreign
-    _require_data(budget, metric, tests, check)
+    check, needs_clock = check and not foreign, budget is not None and budget.needs_clock
+    _require_data(budget, metric, tests, check, dry_run)
     fit = given is not None and not foreign
     turn = _turns(budget, plan, curves, rotate and fit)
-    steps = parse(passes or _pipeline(budget, recover and fit, turn), PASSES)
+    steps = parse(passes or _pipeline(budget, plan, recover and fit, turn), PASSES)
     with blaming(graph), _telling_failures():
-        pair = _sizes(graph, given or tests, check, seed)
+        pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
+        state.mends = any(isinstance(s, RefitLeastSquares) for s in steps)
         state.curves = curves.curves_for(state.model) if curves else None
         state.bases = curves.bases if curves else None
         facts = look(graph, pair, tests, metric, seed, progress) if pair and check and not dry_run else None
         manager = PassManager(steps, verify_each)
-        if budget is not None and budget.max_drop is not None:
-            results, curves = _search(manager, state, facts, curves, progress)
-        else:
-            results = manager.run(state, progress)
-        report = _describe(graph, state, results, [*_notes(foreign, given, tests), *_told(state)])
-        report.about, report.sensitivity = about, curves
-        if facts:
+        watch = None
+        if pair:
+            feeds = next(iter(tests)) if tests else random_feeds(graph, pair[0], seed)
+            watch = Stopwatch(graph, feeds, settings, bench_seconds, seed, progress)
+        if watch and needs_clock and not foreign:
+            state.clock = Clock(
+                watch.feeds, settings, Store(settings, cache_folder() if cache else None), seed, progress
+            )
+        found = _passed(manager, state, facts, watch, progress)
+        state = found.state
+        report = _describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
+        report.about, report.sensitivity = about, curves or found.curves
+        report.timing = Timing.of(state.clock, state.cuts) if isinstance(state.clock, Clock) else None
+        if facts and watch:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             if state.turn:
                 prove_turn(report, facts, state.turn, graph, progress)
             prove(report, facts, state, None if state.turn else base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
-            feeds = next(iter(tests), {}) if tests else facts.random[0]
-            time_both(report, [graph, state.graph], feeds, settings, bench_seconds, seed, profiled, progress)
+            time_both(report, watch, state.graph, budget is not None and budget.in_time, profiled)
+            if report.cuts:
+                stated = allow_slower or "max_latency_ratio" in limits.given
+                refuse_slower(report, watch, state.graph, budget is not None and budget.for_speed and not stated)
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
 
@@ -269,69 +301,44 @@ def _turns(budget: Budget | None, plan: Plan | None, curves: Sensitivity | None,
     """Whether units are cut in other bases: those of the plan or the curves, else such as may be `chosen` by data."""
     if plan is not None or curves is not None:
         return bool(plan.bases if plan is not None else curves and curves.bases)
-    return chosen and budget is not None and not budget.lossless and budget.criterion in ("", OBS)
+    cuts = budget is not None and not budget.lossless and not budget.drops_only
+    return chosen and cuts and budget is not None and budget.criterion in ("", OBS)
 
 
-def _pipeline(budget: Budget | None, recover: bool, rotate: bool = False) -> str:
-    """The default passes for a budget."""
+def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: bool = False) -> str:
+    """The default passes for a budget or a plan."""
     if budget is not None and budget.lossless:
         return LOSSLESS
-    count = budget.steps if budget is not None else 1
-    return in_steps(count, recover, rotate)
+    layers = bool(plan.layers if plan is not None else budget and budget.drop_layers)
+    count = 1 if budget is None else 0 if budget.drops_only else budget.steps
+    return in_steps(count, recover, layers, rotate)
 
 
-def _require_data(budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool) -> None:
+def _passed(
+    manager: PassManager, state: State, facts: Original | None, watch: Stopwatch | None, progress: Progress
+) -> Found:
+    """The passes done, at the budget of the call."""
+    budget = state.budget
+    if budget is not None and budget.max_drop is not None:
+        if facts is None or facts.yardstick is None:
+            raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
+        return fewest_macs(Search(manager, state, progress), facts.yardstick)
+    if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
+        return in_time(Search(manager, state, progress), state.clock, watch)
+    return Found(state, manager.run(state, progress))
+
+
+def _require_data(
+    budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool, dry_run: bool
+) -> None:
     """InputError where what was asked for needs data, or measurements."""
     if metric is not None and tests is None:
         raise InputError(NO_DATA)
     if budget is not None and budget.max_drop is not None and (tests is None or not check):
         why = "data to be measured on: give --data" if tests is None else "the checks and measurements"
         raise InputError(f"max_drop {budget.max_drop} needs {why}")
-
-
-def _search(
-    manager: PassManager, first: State, facts: Original | None, curves: Sensitivity | None, progress: Progress
-) -> tuple[list[PassResult], Sensitivity | None]:
-    """Run the passes at several budgets in MACs, and leave `first` as the run that keeps the fewest of those at which
-    the metric loses no more than allowed. The error curves are measured if they are needed and not given.
-    """
-    budget = first.budget
-    if budget is None or budget.max_drop is None or facts is None or facts.yardstick is None:
-        raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
-    if curves is None and budget.scope == "global" and budget.criterion in ("", OBS):
-        rotates = any(isinstance(s, RotateUnits) for s in manager.passes)
-        curves = _sensitivity(first, progress, rotate=rotates)
-        first.curves, first.bases = curves.curves, curves.bases
-    low, high = 0.0, 1.0
-    best: tuple[State, list[PassResult]] | None = None
-    for k in range(SEARCHES):
-        macs = (low + high) / 2
-        tried = replace(first, budget=replace(budget, macs=macs, max_drop=None), cuts=[], recoveries=[], turn=None)
-        progress(f"{macs:.1%} of the MACs", k, SEARCHES)
-        try:
-            results = manager.run(tried)
-        except InputError:  # the least that may be kept is more
-            low = macs
-            continue
-        if facts.yardstick.read("tried", program(tried.graph)).drop <= budget.max_drop:
-            high, best = macs, (tried, results)
-        else:
-            low = macs
-    if best is None:
-        raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
-    vars(first).update(vars(best[0]))
-    return best[1], curves
-
-
-def _sensitivity(state: State, progress: Progress, jobs: int = 1, rotate: bool = True) -> Sensitivity:
-    """Error curves of the graph as the passes before the cut make it, in the bases that it will be cut in."""
-    ready = replace(state, cuts=[], recoveries=[])
-    PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(ready, progress)
-    if ready.calibration is None:
-        raise InputError("sensitivities need calibration data: give --data")
-    tell = partial(progress, "sensitivity of dims")
-    found = analyse(ready.calibration, ready.typed.prunable, state.model, jobs, tell)
-    return replace(found, bases=ready.bases or {})
+    if budget is not None and budget.in_time and not (check or dry_run):
+        raise InputError("a budget in latency needs the checks and measurements, and operators that ONNX Runtime has")
 
 
 def measure_sensitivity(
@@ -352,7 +359,8 @@ def measure_sensitivity(
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
-        return _sensitivity(state, progress, jobs, rotate)
+        PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
+        return sensitivity_of(state, progress, jobs)
 
 
 def _samples(
@@ -426,7 +434,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     typed = state.cuts[0].typed if state.cuts else state.typed
     batch = batch_size(graph, state.cuts[0].typed.facts.binding if state.cuts else state.facts.binding)
     macs = cost.macs(typed)
-    last = state.cuts[-1].typed if state.cuts else typed
+    last = state.cuts[-1].typed if state.cuts and not state.cuts[-1].dropped.layers else state.typed
     left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
     plan = state.done
     made = (state.graph.params(), state.graph.size_bytes())
@@ -441,6 +449,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
         dims=dim_counts(typed, [plan]),
         passes=results,
         cuts=cut_rows(plan),
+        layers=[row for c in state.cuts for row in layer_rows(c, batch)],
         frozen=frozen_rows(typed),
         refused=list(plan.refused),
         recovery=[m for r in state.recoveries for m in r.mended],
@@ -451,7 +460,9 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
     report.options = state.budget.options() if state.budget else {}
-    if not report.cuts:
+    if any(c.dropped.by_norm for c in state.cuts):
+        report.notes.append("layers were chosen by the norms of their weights, which say little: give --data")
+    if not report.cuts and not report.layers:
         report.notes.append("nothing was removed")
     return report
 

@@ -152,7 +152,7 @@ class Calibration:
         nodes = {m.index: m for m in meetings}
         sums: dict[tuple[int, int], Any] = {}
         labels = [(graph.nodes[i].input[j], (i, j)) for i in nodes for j in (0, 1)]
-        for _, got, here in self._watch([n for n, _ in labels], labels):
+        for _, got, here in self.watch([n for n, _ in labels], labels):
             for i, j in here:
                 x = np.moveaxis(got[graph.nodes[i].input[j]], nodes[i].axes[j], -1).astype(np.float32)
                 x = (
@@ -188,7 +188,7 @@ class Calibration:
         self._grams = {i: g for i, g in self._grams.items() if i in linears}
         sums: dict[int, _Sums] = {x.key: _Sums(x) for x in missing}
         rng = np.random.default_rng(self.seed)
-        for k, got, here in self._watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
+        for k, got, here in self.watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
             for index in here:
                 x = sums[index].linear
                 sums[index].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k))
@@ -199,7 +199,7 @@ class Calibration:
         """Statistics of the units along axes of activations, by (tensor, axis)."""
         missing = [p for p in dict.fromkeys(places) if p not in self._statistics]
         sums: dict[tuple[str, int], _UnitSums] = {p: _UnitSums() for p in missing}
-        for _, got, here in self._watch([n for n, _ in missing], [(p[0], p) for p in missing]):
+        for _, got, here in self.watch([n for n, _ in missing], [(p[0], p) for p in missing]):
             for place in here:
                 sums[place].add(np.moveaxis(got[place[0]], place[1], 0))
         self._statistics |= {p: s.finish() for p, s in sums.items()}
@@ -208,7 +208,7 @@ class Calibration:
     def _shape(self, linear: Linear) -> tuple[int, ...]:
         return self.typed.facts.shapes[linear.node.output[0]]
 
-    def _watch(
+    def watch(
         self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]]
     ) -> Iterator[tuple[int, Feeds, list[Any]]]:
         """Tensors of each feed, by its number, as many at once as fit, with the labels of those that are there."""

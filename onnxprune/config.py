@@ -13,12 +13,13 @@ from typing import Any
 
 from onnxprune.data import Preprocessing
 from onnxprune.errors import InputError
-from onnxprune.options import CONFIG, kinds
+from onnxprune.options import CONFIG, Multiple, kinds
 
 # type of an option: what TOML may give for it
 TOML: dict[Any, tuple[type, ...]] = {
     float: (float, int),
     int: (int,),
+    Multiple: (int, str),
     bool: (bool,),
     str: (str,),
     Path: (str,),

@@ -2,7 +2,7 @@
 MACs (multiply-accumulates of products).
 
 Each term is a coefficient times a product of axis sizes, so a budget is solved by evaluating these at other sizes; no
-graph is touched.
+graph is touched. Whatever else can be told of sizes alone, such as a measured latency, is a `Cost` as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from onnx import NodeProto
 
@@ -22,6 +22,37 @@ from onnxprune.rules.rule import Axes, Edit, Signature
 from onnxprune.storage import stored_bytes
 
 Sizes = Mapping[Dim, int]
+
+
+class Part(Protocol):
+    """A part of a cost: what it is without cuts, the axes that it depends on, and what it is at other sizes, in whole
+    numbers (an array where one of the sizes is one).
+    """
+
+    @property
+    def whole(self) -> int: ...
+
+    @property
+    def axes(self) -> tuple[Expr, ...]: ...
+
+    def at(self, sizes: Sizes, /) -> Any: ...
+
+
+class Cost(Protocol):
+    """A cost of dim sizes; its changes are those of its terms."""
+
+    @property
+    def terms(self) -> Sequence[Part]: ...
+
+    def at(self, sizes: Sizes, /) -> int: ...
+
+
+class Clock(Protocol):
+    """Knows what sizes cost on a machine: nanoseconds, and of which number a dim keeps a multiple best (1: of any)."""
+
+    def cost(self, typed: TypedGraph, /) -> Cost: ...
+
+    def multiples(self, typed: TypedGraph, /) -> Mapping[Dim, int]: ...
 
 
 class Term(NamedTuple):

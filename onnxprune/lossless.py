@@ -8,7 +8,7 @@ matter is put back, until nothing changes. What is left is the largest set that 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,14 @@ from onnxprune.rules.rule import Read
 
 CONVOLUTIONS = ("Conv", "QLinearConv", "ConvInteger", "FusedConv")
 RECURRENT = ("LSTM", "GRU", "RNN")
+NO_MULTIPLES: Mapping[Dim, int] = {}
 
 
-def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> dict[Dim, Mask]:
+def removable(
+    typed: TypedGraph, candidates: Collection[Dim], multiples: Mapping[Dim, int] = NO_MULTIPLES
+) -> dict[Dim, Mask]:
     """True for units that can go, shape (d.size,) for each candidate, in their order; the number that stays is a
-    positive multiple of `step`, or all.
+    positive multiple of the dim's number in `multiples`, or all.
     """
     constancy = constancy_of(typed)
     gone = {d: np.ones(d.size, bool) for d in candidates}
@@ -50,15 +53,15 @@ def removable(typed: TypedGraph, candidates: Collection[Dim], step: int = 1) -> 
                     gone[d] = gone[d] & ok
                     kept[d] = ~gone[d]
                     changed = True
-        if not changed and not _put_back(gone, step):
+        if not changed and not _put_back(gone, multiples):
             return gone
 
 
-def _put_back(gone: dict[Dim, Mask], step: int) -> bool:
+def _put_back(gone: dict[Dim, Mask], multiples: Mapping[Dim, int]) -> bool:
     """Keep further units, from the front, where too few stay; True if any was put back."""
     changed = False
     for d, mask in gone.items():
-        stay = int((~mask).sum())
+        stay, step = int((~mask).sum()), multiples.get(d, 1)
         want = min(d.size, -(-max(1, stay) // step) * step)
         if want > stay:
             mask[np.flatnonzero(mask)[: want - stay]] = False
@@ -72,10 +75,10 @@ def _unread(typed: TypedGraph, constancy: Constancy, i: int, read: Read, kept: d
         return constancy.zero(i, read.input, read.axis)
     if read.how not in ("sum", "norm"):
         return np.zeros((typed.signatures[i].inputs[read.input] or [])[read.axis].size, bool)
-    free = constancy.zero(i, read.input, read.axis) | _zero_weights(typed, i, (read.input, read.axis), kept)
+    free = constancy.zero(i, read.input, read.axis) | _zero_weights(typed, constancy, i, (read.input, read.axis), kept)
     node = typed.graph.nodes[i]
     if read.partner is not None:
-        other = constancy.zero(i, *read.partner) | _zero_weights(typed, i, read.partner, kept)
+        other = constancy.zero(i, *read.partner) | _zero_weights(typed, constancy, i, read.partner, kept)
         if other.size != free.size:
             other = _matched_zero(typed, i, read, other, kept)
         free = free | other
@@ -87,18 +90,33 @@ def _unread(typed: TypedGraph, constancy: Constancy, i: int, read: Read, kept: d
     return free
 
 
-def _zero_weights(typed: TypedGraph, i: int, place: tuple[int, int], kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
-    """Per index of a constant's axis: whether its entries are zero wherever the other axes keep their index."""
+def _zero_weights(
+    typed: TypedGraph, constancy: Constancy, i: int, place: tuple[int, int], kept: dict[Dim, Mask]
+) -> NDArray[np.bool_]:
+    """Per index of a constant's axis: whether its entries are zero wherever they are used: at the remaining units of
+    axes that the output has, and on axes that are summed over as well (Einsum) at all that are not multiplied with
+    zero.
+    """
     j, axis = place
     axes = typed.signatures[i].inputs[j] or []
     weights = real(typed.graph, i, j)
     if weights is None:
         return np.zeros(axes[axis].size, bool)
-    w = weights != 0
+    w, summed = weights != 0, _partners(typed, i)
     for k, e in enumerate(axes):
-        if k != axis and any(d in kept for d in atoms(e)):
+        if k == axis:
+            continue
+        if (j, k) in summed:
+            w = np.compress(~constancy.zero(i, *summed[j, k]), w, axis=k)
+        elif any(d in kept for d in atoms(e)):
             w = np.compress(keep(e, kept), w, axis=k)
     return np.asarray(~w.any(axis=tuple(k for k in range(w.ndim) if k != axis)))
+
+
+def _partners(typed: TypedGraph, i: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Axes of node i that are multiplied and summed over, (input, axis), to those that they are multiplied with."""
+    pairs = [((r.input, r.axis), r.partner) for r in typed.signatures[i].reads if r.partner is not None]
+    return dict(pairs) | {b: a for a, b in pairs}
 
 
 def _matched_zero(

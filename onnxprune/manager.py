@@ -20,11 +20,13 @@ import onnx
 from onnx import ModelProto
 
 from onnxprune.calibration import Calibration
+from onnxprune.cost import Clock
 from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
+from onnxprune.layers import Chosen, Layer
 from onnxprune.plan import Budget, Plan, compose
 from onnxprune.rotation import Bases
 from onnxprune.sessions import Feeds, program, session
@@ -33,11 +35,14 @@ from onnxprune.trace import Trace, trace
 
 @dataclass(frozen=True)
 class Cut:
-    """What surgery did: the typed graph that it started from, the plan, and the graph that it made."""
+    """What surgery did: the typed graph that it started from, the plan, and the graph that it made; of a cut that drops
+    layers, which and why.
+    """
 
     typed: TypedGraph
     plan: Plan
     result: Graph
+    dropped: Chosen = field(default_factory=Chosen)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Turn:
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
-    samples), bases and error curves that are known by dim name, the turn, cuts and recoveries made.
+    samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), the turn, cuts and
+    recoveries made, what sizes cost on this machine.
     """
 
     graph: Graph
@@ -96,6 +102,8 @@ class State:
     curves: Mapping[str, Curve] | None = None
     turn: Turn | None = None
     recoveries: list[Recovery] = field(default_factory=list)
+    mends: bool = False
+    clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None
@@ -117,6 +125,11 @@ class State:
         """All cuts as one plan, in the bases that they were made in."""
         made = compose([c.plan for c in self.cuts], self.model)
         return replace(made, bases=self.bases or {}) if self.turn else made
+
+    @property
+    def dropped(self) -> list[Layer]:
+        """The layers that were dropped so far."""
+        return [x for c in self.cuts for x in c.dropped.layers]
 
     @property
     def calibration(self) -> Calibration | None:

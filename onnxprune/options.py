@@ -33,6 +33,15 @@ from onnxprune.validate.latency import ONE_THREAD
 DATA = "FILE|DIR|random"
 
 
+class Multiple:
+    """How an option is typed that takes a whole number or "auto"."""
+
+
+def multiple(text: str) -> int | str:
+    """What such an option says."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
 @dataclass(frozen=True)
 class Panel:
     """Marks a parameter as a group of options; its title in the help."""
@@ -48,6 +57,12 @@ class BudgetOptions:
     macs: Annotated[float | None, typer.Option(help="Keep at most this fraction of the multiply-accumulates.")] = None
     params: Annotated[float | None, typer.Option(help="Keep at most this fraction of the parameters.")] = None
     bytes: Annotated[float | None, typer.Option(help="Keep at most this fraction of the file's size.")] = None
+    latency: Annotated[
+        float | None, typer.Option(help="Take at most this fraction of the original's time, on this machine.")
+    ] = None
+    latency_ms: Annotated[
+        float | None, typer.Option(metavar="MS", help="Take at most this many milliseconds, on this machine.")
+    ] = None
     max_drop: Annotated[
         float | None,
         typer.Option(metavar="F", help="Lose at most this fraction of the metric; as few MACs as it allows."),
@@ -82,7 +97,12 @@ class ChoiceOptions:
         ),
     ] = None
     round_to: Annotated[
-        int | None, typer.Option(metavar="N", help="Keep a multiple of N units; 8 or 16 suits most CPUs.")
+        Multiple | None,
+        typer.Option(
+            metavar="N|auto",
+            parser=multiple,
+            help="Keep a multiple of N units; auto: of what is measured to be best on this machine.",
+        ),
     ] = None
     include: Annotated[
         list[str] | None,
@@ -91,6 +111,14 @@ class ChoiceOptions:
     exclude: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Leave these dims alone.")] = None
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Get there in N cuts, recovering after each (default 1).")
+    ] = None
+    drop_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N|PATTERN",
+            help="Drop the N least important layers, or those of these names (kind:attention, or with wildcards) first;"
+            " may be all that is asked for.",
+        ),
     ] = None
     sensitivity: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Error curves saved by `onnxprune sensitivity`.")
@@ -214,6 +242,13 @@ class BenchOptions(RuntimeOptions):
 
     bench_seconds: Annotated[
         float | None, typer.Option(min=0, metavar="S", help="How long the latency is measured (default 1 s).")
+    ] = None
+    allow_slower: Annotated[
+        bool | None, typer.Option("--allow-slower", help="Save a result that is slower than the original, too.")
+    ] = None
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Keep what was measured for --latency and --round-to auto, or do not."),
     ] = None
 
 

@@ -4,6 +4,8 @@ to surgery.
 ratio           floor(r * N) of the N units of each pool (`ranking`), the least important by their scores (`criteria`)
 macs, params,   the smallest removal, in that order, whose cost polynomial is at most that fraction of the whole
 bytes
+latency,        the same with the time as it was measured on this machine (`timing`), in widths that are worth having
+latency_ms      there; what comes of it is measured and corrected by `search`
 lossless        what `lossless` proves to be without effect
 
 With the criterion `obs` (calibration data needed) scores are error curves. A global budget is then met by the widths
@@ -29,56 +31,90 @@ from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Mask
 from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.layers import Layer, check_wanted
 from onnxprune.lossless import removable
 from onnxprune.rotation import Bases, obstacles, packed, unpacked
 
-COSTS = ("ratio", "macs", "params", "bytes")
-VERSION = 1
+COSTS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms")
+AUTO = "auto"  # round_to: whatever is best on this machine
+NS_IN_MS = 1_000_000
+VERSION = 2  # 1: without layers
 SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to remove: exactly one of ratio, macs, params, bytes (fractions between 0 and 1) and lossless; and how
-    to choose. Without a criterion: `obs` where there is calibration data, else `l2`. `max_drop` is the largest loss of
-    the metric, as a fraction, and the MACs are then made as few as it allows; `steps`: cuts on the way, each recovered
-    from.
+    """How much to remove: exactly one of ratio, macs, params, bytes, latency (fractions between 0 and 1), latency_ms
+    (milliseconds) and lossless; and how to choose. Without a criterion: `obs` where there is calibration data, else
+    `l2`. `max_drop` is the largest loss of the metric, as a fraction, and the MACs are then made as few as it allows;
+    `steps`: cuts on the way, each recovered from; `round_to`: a number of units, or "auto". `drop_layers`: whole layers
+    that go first, as `onnxprune.layers.choose` reads it; a budget of its own, too.
     """
 
     ratio: float | None = None
     macs: float | None = None
     params: float | None = None
     bytes: float | None = None
+    latency: float | None = None
+    latency_ms: float | None = None
     lossless: bool = False
     scope: str = "global"
     criterion: str | Criterion = ""
     normalise: str | None = None
-    round_to: int = 1
+    round_to: int | str = 1
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     steps: int = 1
     max_drop: float | None = None
+    drop_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         given = [n for n in (*COSTS, "max_drop") if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
-        if len(given) != 1:
+        check_wanted(self.drop_layers)
+        if len(given) != 1 and not (self.drops_only and not given):
             raise InputError(
                 f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
             )
-        for name in given:
-            value = getattr(self, name)
-            if name != "lossless" and not (isinstance(value, (int, float)) and 0 < value < 1):
-                raise InputError(f"{name} must be a number between 0 and 1 (both excluded), got {value}")
+        _check_amount(given[0], getattr(self, given[0]))
         if self.scope not in ranking.SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {', '.join(ranking.SCOPES)}")
         if not isinstance(self.criterion, str) or self.criterion not in ("", OBS):
             resolve(self.criterion)
         if self.normalise is not None and self.normalise not in ranking.SCALES:
             raise InputError(f"unknown normalise {self.normalise!r}: choose {', '.join(ranking.SCALES)}")
-        if not isinstance(self.round_to, int) or self.round_to < 1:
-            raise InputError(f"round_to must be a whole number of at least 1, got {self.round_to}")
+        if self.round_to != AUTO and not (isinstance(self.round_to, int) and self.round_to >= 1):
+            raise InputError(f"round_to must be a whole number of at least 1, or {AUTO}, got {self.round_to}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, got {self.steps}")
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it limits the time that the model takes."""
+        return self.latency is not None or self.latency_ms is not None
+
+    @property
+    def needs_clock(self) -> bool:
+        """Whether it takes measurements of this machine to meet it."""
+        return self.in_time or self.round_to == AUTO
+
+    @property
+    def for_speed(self) -> bool:
+        """Whether it is there to make the model faster, not just smaller."""
+        return self.needs_clock or self.macs is not None or self.max_drop is not None
+
+    def multiples(self, typed: TypedGraph, dims: Iterable[Dim], clock: cost.Clock | None) -> Mapping[Dim, int]:
+        """Of what number each dim is to keep a multiple: as given; or what is best on this machine, also where the time
+        is limited and nothing is said.
+        """
+        if isinstance(self.round_to, int) and (self.round_to > 1 or not self.in_time):
+            return dict.fromkeys(dims, self.round_to)
+        return _present(clock).multiples(typed)
+
+    @property
+    def drops_only(self) -> bool:
+        """Whether layers go and no width is cut."""
+        rest = [getattr(self, n) for n in (*COSTS, "max_drop")]
+        return bool(self.drop_layers) and not self.lossless and rest == [None] * len(rest)
 
     @property
     def scale(self) -> str:
@@ -89,29 +125,48 @@ class Budget:
         """All fields as plain data, for reports."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"criterion": label(self.criterion)}
 
-    def at_step(self, first: TypedGraph, now: TypedGraph, done: int) -> Budget:
-        """The budget of the next cut after `done` ones: costs fall by equal factors, measured on the `first` graph."""
-        if self.steps == 1 or self.lossless:
+    def at_step(self, first: TypedGraph, now: TypedGraph, done: int, clock: cost.Clock | None = None) -> Budget | None:
+        """The budget of the next cut of widths after `done` ones: costs fall by equal factors, measured on the `first`
+        graph. None where nothing has to go any more.
+        """
+        if self.drops_only:
+            return None
+        if self.lossless or self.latency_ms is not None or (self.steps == 1 and now is first):
             return self
         name = next(n for n in COSTS if getattr(self, n) is not None)
         kept = 1 - self.ratio if self.ratio is not None else float(getattr(self, name))
-        whole, left = (_cost(t, self, _infos(t, self))[0].at({}) for t in (first, now))
+        whole, left = (_cost(t, self, _infos(t, self), clock)[0].at({}) for t in (first, now))
         wanted = kept ** (min(done + 1, self.steps) / self.steps) * whole / max(left, 1)
+        if wanted >= 1:
+            return None
         wanted = float(np.clip(wanted, 1e-6, 1 - 1e-6))
         changed: dict[str, Any] = {name: 1 - wanted if self.ratio is not None else wanted, "steps": 1}
         return replace(self, **changed)
 
 
+def _check_amount(name: str, value: object) -> None:
+    """InputError if a budget is out of range."""
+    if name == "lossless":
+        return
+    most, range_ = (
+        (math.inf, "of milliseconds above 0") if name == "latency_ms" else (1, "between 0 and 1 (both excluded)")
+    )
+    if not (isinstance(value, (int, float)) and 0 < value < most):
+        raise InputError(f"{name} must be a number {range_}, got {value}")
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons. `bases`: the dims whose units
-    are directions of another basis (`rotation`), and that basis, (copies, n, n) in float32.
+    """Keep-masks by dim name, and the dims that were asked for but refused, with reasons. `layers`: those that go as a
+    whole, by name, before widths are cut. `bases`: the dims whose units are directions of another basis (`rotation`),
+    and that basis, (copies, n, n) in float32.
     """
 
     keep: dict[str, Mask]
     model: str = ""
     kinds: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
+    layers: tuple[str, ...] = ()
     bases: Bases = field(default_factory=dict)
 
     @property
@@ -126,7 +181,7 @@ class Plan:
             for n, m in self.keep.items()
         }
         refused = [{"dim": n, "reason": r} for n, r in self.refused]
-        made: dict[str, Any] = {"version": VERSION, "model": self.model, "dims": dims, "refused": refused}
+        made = {"version": VERSION, "model": self.model, "layers": self.layers, "dims": dims, "refused": refused}
         return json.dumps(made | ({"bases": packed(self.bases)} if self.bases else {}), indent=1)
 
     @staticmethod
@@ -134,15 +189,16 @@ class Plan:
         """Read a saved plan; InputError if it is not one."""
         try:
             data = json.loads(text)
-            if data["version"] != VERSION:
-                raise InputError(f"the plan has version {data['version']}, this onnxprune reads version {VERSION}")
+            if data["version"] not in range(1, VERSION + 1):
+                raise InputError(f"the plan has version {data['version']}, this onnxprune reads up to {VERSION}")
             keep = {}
             for name, row in data["dims"].items():
                 keep[name] = np.ones(int(row["size"]), bool)
                 keep[name][np.asarray(row["removed"], int)] = False
             kinds = {n: str(row.get("kind", "units")) for n, row in data["dims"].items()}
             refused = tuple((r["dim"], r["reason"]) for r in data.get("refused", []))
-            return Plan(keep, str(data["model"]), kinds, refused, unpacked(data.get("bases", {})))
+            layers = tuple(map(str, data.get("layers", ())))
+            return Plan(keep, str(data["model"]), kinds, refused, layers, unpacked(data.get("bases", {})))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -162,7 +218,8 @@ def compose(plans: Sequence[Plan], model: str = "") -> Plan:
             made[made] = mask
             keep[name] = made
     refused = plans[-1].refused if plans else ()
-    return Plan(keep, model, kinds, tuple((n, reason) for n, reason in refused if n not in keep))
+    layers = tuple(dict.fromkeys(n for p in plans for n in p.layers))
+    return Plan(keep, model, kinds, tuple((n, reason) for n, reason in refused if n not in keep), layers)
 
 
 def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
@@ -184,6 +241,14 @@ def bind(plan: Plan, typed: TypedGraph) -> dict[Dim, Mask]:
     return bound
 
 
+def bind_layers(plan: Plan, found: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers of a plan among those of a graph, in its order; InputError if one is not there."""
+    known = {x.name for x in found}
+    if missing := next((n for n in plan.layers if n not in known), None):
+        raise InputError(f"the plan drops {missing!r}, which is no layer of this model: was it made for another file?")
+    return tuple(x for x in found if x.name in plan.layers)
+
+
 def make_plan(
     typed: TypedGraph,
     budget: Budget,
@@ -191,28 +256,30 @@ def make_plan(
     calibration: Calibration | None = None,
     curves: Mapping[str, Curve] | None = None,
     seed: int = 0,
+    clock: cost.Clock | None = None,
 ) -> Plan:
     """Choose the units to remove. `curves` are error curves by dim name that were measured before; `seed` is that of
-    random scores. Raises InputError for a pattern without match, a budget that cannot be reached, or a criterion that
-    needs calibration data where there is none.
+    random scores; `clock` is needed where the budget `needs_clock`. Raises InputError for a pattern without match, a
+    budget that cannot be reached, or a criterion that needs calibration data where there is none.
     """
     infos = _infos(typed, budget)
+    multiples = budget.multiples(typed, infos, clock)
     refused: list[tuple[str, str]] = []
     criterion = budget.criterion or ("l2" if calibration is None and curves is None else OBS)
     if budget.lossless:
-        keep = {d: ~gone for d, gone in removable(typed, infos, budget.round_to).items()}
+        keep = {d: ~gone for d, gone in removable(typed, infos, multiples).items()}
     else:
         if criterion == OBS:
-            keep = _by_curve(typed, budget, infos, calibration, curves)
+            keep = _by_curve(typed, budget, infos, multiples, calibration, curves, clock)
         else:
             scores, silent = score(typed, infos.values(), criterion, calibration, seed)
             refused += [(infos[d].name, reason) for d, reason in silent.items()]
-            keep = _by_score(typed, budget, [i for d, i in infos.items() if d in scores], scores)
+            listed = [i for d, i in infos.items() if d in scores]
+            keep = _by_score(typed, budget, listed, multiples, scores, clock)
         for d, mask in keep.items():
             if mask.all():
-                refused.append(
-                    (infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {budget.round_to})")
-                )
+                multiple = multiples.get(d, 1)
+                refused.append((infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {multiple})"))
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
 
@@ -250,22 +317,31 @@ def matches(info: DimInfo, pattern: str) -> bool:
     return any(fnmatchcase(n, pattern) for n in names)
 
 
-def _by_score(typed: TypedGraph, budget: Budget, infos: Sequence[DimInfo], scores: Scores) -> dict[Dim, Mask]:
+def _by_score(
+    typed: TypedGraph,
+    budget: Budget,
+    infos: Sequence[DimInfo],
+    multiples: Mapping[Dim, int],
+    scores: Scores,
+    clock: cost.Clock | None,
+) -> dict[Dim, Mask]:
     relative = ranking.scaled({i.dim: scores[i.dim] for i in infos}, budget.scale)
     ranked = {d: np.argsort(np.argsort(s, kind="stable"), kind="stable") for d, s in relative.items()}
-    counts = ranking.counter(relative, ranking.pools(infos, budget.scope), budget.round_to)
+    counts = ranking.counter(relative, ranking.pools(infos, budget.scope), multiples)
 
     def masks(amount: float) -> dict[Dim, Mask]:
         return {d: ranked[d] >= gone for d, gone in counts(amount).items()}
 
     if budget.ratio is not None:
         return masks(budget.ratio)
-    poly, wanted, name = _cost(typed, budget, relative)
-    gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), relative, budget.round_to)
+    poly, wanted, name = _cost(typed, budget, relative, clock)
+    gone = _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), relative, multiples)
     return {d: ranked[d] >= n for d, n in gone.items()}
 
 
-def _cost(typed: TypedGraph, budget: Budget, infos: Collection[Dim]) -> tuple[cost.Polynomial, float, str]:
+def _cost(
+    typed: TypedGraph, budget: Budget, infos: Collection[Dim], clock: cost.Clock | None
+) -> tuple[cost.Cost, float, str]:
     """The cost that a budget limits, the fraction that may be kept, and what the cost is called."""
     if budget.macs is not None:
         return cost.macs(typed), budget.macs, "MACs"
@@ -273,25 +349,39 @@ def _cost(typed: TypedGraph, budget: Budget, infos: Collection[Dim]) -> tuple[co
         return cost.params(typed), budget.params, "parameters"
     if budget.bytes is not None:
         return cost.bits(typed), budget.bytes, "bytes"
+    if budget.in_time:
+        time = _present(clock).cost(typed)
+        return time, budget.latency or (budget.latency_ms or 0.0) * NS_IN_MS / max(time.at({}), 1), "latency"
     total = sum(d.size for d in infos)
     left = total - math.floor((budget.ratio or 0.0) * total + 1e-9)
     return cost.units(infos), (left + 0.5) / max(total, 1), "units"
+
+
+def _present(clock: cost.Clock | None) -> cost.Clock:
+    if clock is None:
+        raise InputError(
+            f"latency, latency_ms and round_to {AUTO} need measurements: options of the call, not of a pass, and"
+            " operators that ONNX Runtime has"
+        )
+    return clock
 
 
 def _by_curve(
     typed: TypedGraph,
     budget: Budget,
     infos: Mapping[Dim, DimInfo],
+    multiples: Mapping[Dim, int],
     calibration: Calibration | None,
     curves: Mapping[str, Curve] | None,
+    clock: cost.Clock | None,
 ) -> dict[Dim, Mask]:
     """Widths by the error curves of optimal brain surgery, then the units of each width."""
     found = _curves(budget, infos, calibration) if curves is None else _known(curves, infos)
     if budget.scope == "local":
-        gone = _uniform(typed, budget, list(infos))
+        gone = _uniform(typed, budget, list(infos), multiples, clock)
     else:
-        options = {d: choices(c.errors, d.size, budget.round_to) for d, c in found.items()}
-        poly, wanted, name = _cost(typed, budget, infos)
+        options = {d: choices(c.errors, d.size, multiples.get(d, 1)) for d, c in found.items()}
+        poly, wanted, name = _cost(typed, budget, infos, clock)
         gone = Allocation(poly, options).solve(wanted, name)
     keep = order_masks({d: c.order for d, c in found.items()}, gone)
     return keep if calibration is None else sensitivity.exchange(calibration, keep)
@@ -315,17 +405,21 @@ def _known(curves: Mapping[str, Curve], infos: Mapping[Dim, DimInfo]) -> dict[Di
     return {d: curves[info.name] for d, info in infos.items()}
 
 
-def _uniform(typed: TypedGraph, budget: Budget, dims: list[Dim]) -> dict[Dim, int]:
+def _uniform(
+    typed: TypedGraph, budget: Budget, dims: list[Dim], multiples: Mapping[Dim, int], clock: cost.Clock | None
+) -> dict[Dim, int]:
     """The same share of every dim."""
     nothing: Scores = {d: np.zeros(d.size) for d in dims}
-    counts = ranking.counter(nothing, [[d] for d in dims], budget.round_to)
+    counts = ranking.counter(nothing, [[d] for d in dims], multiples)
     if budget.ratio is not None:
         return counts(budget.ratio)
-    poly, wanted, name = _cost(typed, budget, dims)
-    return _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), nothing, budget.round_to)
+    poly, wanted, name = _cost(typed, budget, dims, clock)
+    return _refilled(poly, wanted, counts(_solve(poly, wanted, name, counts)), nothing, multiples)
 
 
-def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores: Scores, step: int) -> dict[Dim, int]:
+def _refilled(
+    poly: cost.Cost, wanted: float, gone: dict[Dim, int], scores: Scores, multiples: Mapping[Dim, int]
+) -> dict[Dim, int]:
     """Where the last cut was a coarse one (a head, a direction) and overshot, units go back while the budget holds:
     dims in the order of the score of the best unit that they lost, each as far as it can.
     """
@@ -338,7 +432,7 @@ def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores
         return gone
     relative = {d: np.sort(scores[d]) for d, n in gone.items() if n}
     for d in sorted(relative, key=lambda d: -relative[d][gone[d] - 1]):
-        low, high = 0, gone[d]  # the fewest that must go
+        low, high, step = 0, gone[d], multiples.get(d, 1)  # the fewest that must go
         while low < high:
             mid = (low + high) // 2
             low, high = (low, mid) if fits({**gone, d: ranking.rounded(d.size, mid, step)}) else (mid + 1, high)
@@ -346,7 +440,7 @@ def _refilled(poly: cost.Polynomial, wanted: float, gone: dict[Dim, int], scores
     return gone
 
 
-def _solve(poly: cost.Polynomial, wanted: float, name: str, counts: Callable[[float], dict[Dim, int]]) -> float:
+def _solve(poly: cost.Cost, wanted: float, name: str, counts: Callable[[float], dict[Dim, int]]) -> float:
     """The smallest amount whose cost is at most `wanted` of the whole, by bisection to one part in 2^20."""
 
     def at(amount: float) -> int:

@@ -1,5 +1,5 @@
 """What is proved and measured of a run: the surgery check of every cut, the distance from the original, the metric at
-each stage, the latency.
+each stage. The latency is `stopwatch`'s.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from onnxprune.data import Labels, Samples, sample_count
 from onnxprune.errors import GateError
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
+from onnxprune.layers import without
 from onnxprune.manager import Recovery, State, Turn
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
 from onnxprune.progress import Progress
 from onnxprune.report.report import Report
-from onnxprune.sessions import CPU, Feeds, Settings, program
-from onnxprune.validate import latency, numerics
-from onnxprune.validate.profile import profile
+from onnxprune.sessions import Feeds, program
+from onnxprune.validate import numerics
 from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
@@ -76,15 +76,15 @@ def look(
 
 
 def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:
-    """The surgery check of every cut, before anything is recovered, the first one against `base` with masks (the folded
-    graph if None); GateError if one failed.
+    """The surgery check of every cut, before anything is recovered; GateError if one failed. Up to the first cut of
+    widths it is against `base` with layers switched off and masks (the folded graph if None).
     """
     progress("surgery check")
     tried = facts.surgery_feeds()
     verdicts = []
     for k, cut in enumerate(state.cuts):
-        made = _removed(state, k)
-        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, base if k == 0 else None)
+        made, reference = _removed(state, k), _reference(state, k, base)
+        found = surgery_check(cut.typed, bind(cut.plan, cut.typed), made, tried, reference)
         verdicts.append(found)
     passed = SurgeryCheck(True, 0.0, TOLERANCE)  # of a pipeline that cuts nothing
     verdict = max(verdicts, key=lambda v: (not v.passed, v.max_rel_err), default=passed)
@@ -110,6 +110,21 @@ def prove_turn(report: Report, facts: Original, turn: Turn, original: Graph, pro
             f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )
+
+
+def _reference(state: State, cut: int, base: Graph | None) -> Graph | None:
+    """What a cut is compared with, without masks yet: `base` with all layers off that went by then, or the graph that
+    the first cut started from. None for the graph that this cut started from: where another one changed weights or
+    widths before.
+    """
+    before, first = state.cuts[:cut], state.cuts[0].typed
+    if any(c.plan.keep for c in before) or any(r.mended and r.cuts <= cut for r in state.recoveries):
+        before, first, base = [], state.cuts[cut].typed, None
+    layers = [x for c in (*before, state.cuts[cut]) for x in c.dropped.layers]
+    if not layers:
+        return base
+    off = without(base, layers, first.facts.dtypes) if base is not None else None
+    return off or without(first.graph, layers, first.facts.dtypes)
 
 
 def _removed(state: State, cut: int) -> Graph:
@@ -152,22 +167,6 @@ def _equals_original(facts: Original, state: State) -> bool:
     if len(state.cuts) != 1:
         return False
     return surgery_check(state.cuts[0].typed, {}, state.graph, facts.surgery_feeds(), facts.graph).passed
-
-
-def time_both(
-    report: Report,
-    pair: Sequence[Graph],
-    feeds: Feeds,
-    settings: Settings,
-    seconds: float,
-    seed: int,
-    profiled: bool,
-    progress: Progress,
-) -> None:
-    """The latency of both models, and where it goes if that is asked for and can be told."""
-    report.latency_ms = latency.compare([program(g) for g in pair], feeds, settings, seconds, seed, progress)
-    if profiled and settings.provider == CPU:
-        report.profile = profile(pair, feeds, settings, seconds, seed, progress)
 
 
 def _models(state: State) -> int:

@@ -47,8 +47,12 @@ def _structure(info: DimInfo) -> object:
     return info.kind, info.dim.size, tuple(sorted((p.operator, p.axis) for p in info.places))
 
 
-def counter(scores: Scores, together: Sequence[Sequence[Dim]], round_to: int) -> Callable[[float], dict[Dim, int]]:
-    """A function from an amount to the number of units that leave each dim, a multiple of `round_to` staying."""
+def counter(
+    scores: Scores, together: Sequence[Sequence[Dim]], multiples: Mapping[Dim, int]
+) -> Callable[[float], dict[Dim, int]]:
+    """A function from an amount to the number of units that leave each dim, a multiple of its number in `multiples`
+    staying.
+    """
     ordered = {d: np.sort(s) for d, s in scores.items()}
     sorted_pools = [np.sort(np.concatenate([ordered[d] for d in dims])) for dims in together]
 
@@ -56,7 +60,7 @@ def counter(scores: Scores, together: Sequence[Sequence[Dim]], round_to: int) ->
         gone: dict[Dim, int] = {}
         for dims, pool in zip(together, sorted_pools, strict=True):
             gone |= _lowest(ordered, dims, pool, math.floor(amount * pool.size + 1e-9))
-        return {d: rounded(d.size, gone[d], round_to) for d in scores}
+        return {d: rounded(d.size, gone[d], multiples.get(d, 1)) for d in scores}
 
     return count
 

@@ -3,7 +3,8 @@
 The pruned graph and the original one are run side by side, stage by stage (`stages`): all jobs (`jobs`) whose inputs
 are ready are mended together, then both graphs go on, so each product sees what the already mended part before it
 makes, and aims at what the original made there. A product that only adds to a stream (the end of a residual branch)
-aims at the original's *sum*, and so takes up errors of the stream as well. What is done with a product is a `Way`:
+aims at the original's *sum*, and so takes up errors of the stream as well; where layers were dropped behind it, at the
+sum behind these. What is done with a product is a `Way`:
 least squares, its bias alone, or mean and variance of its outputs. In the end whole models are compared (`guard`).
 
 Left alone, with a reason: weights that differ in their biases, or are used by what is no product; products in bodies of
@@ -175,8 +176,9 @@ class _Plan:
         uses: dict[str, list[Linear]] = {}
         for x in found.values():
             uses.setdefault(x.weight, []).append(x)
+        concerned = self.survivors.concerned(graph, found)
         for sites in uses.values():
-            if any(touched & {x.data, x.out} for x in sites):
+            if any(x.index in concerned for x in sites):
                 self._product(sites)
         for i in layers:
             self._recurrent(i)
@@ -224,7 +226,8 @@ class _Plan:
         target, minus = self._residual(x) if self.way.residual else (x.out, "")
         masks = self.survivors.masks(target)
         known = masks is not None and target in self.original.facts.shapes
-        return Site(x, target, masks, minus) if known and masks is not None else None
+        aim = self.survivors.exits.get(target, target) if minus else target
+        return Site(x, aim, masks, minus) if known and masks is not None else None
 
     def _residual(self, x: Linear) -> tuple[str, str]:
         """The sum that x's output goes into and the other summand, where that is ready by then; else the output."""
@@ -306,11 +309,12 @@ def _levels(graph: Graph, mended: set[int]) -> dict[str, int]:
 
 def with_places(graph: Graph, cuts: Sequence[Cut], facts: Trace) -> Graph:
     """The graph with an Add behind every product that has no place for a bias; products of one weight share it."""
-    touched = downstream(graph, Survivors(cuts).touched())
+    found = linears(graph)
+    concerned = Survivors(cuts).concerned(graph, found)
     nodes, tensors = list(graph.nodes), dict(graph.tensors)
-    for i, x in sorted(linears(graph).items(), reverse=True):
+    for i, x in sorted(found.items(), reverse=True):
         shared = len(graph.consumers[x.weight]) > 1
-        if x.node.op_type != "MatMul" or x.bias or not (shared or touched & {x.data, x.out}):
+        if x.node.op_type != "MatMul" or x.bias or not (shared or i in concerned):
             continue
         raw, bias = f"{x.out}.unbiased", f"{x.weight}.bias" if shared else f"{x.out}.bias"
         if raw in facts.dtypes or bias in graph.tensors or bias in graph.producer:

@@ -233,7 +233,7 @@ def measure(
 
     graph = calibration.typed.graph
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
-    feeds = _first(held or calibration.feeds, samples)
+    feeds = first(held or calibration.feeds, samples)
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
@@ -305,7 +305,7 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping
     return made
 
 
-def _first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
+def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
     """Feeds with about that many samples."""
     taken: list[Feeds] = []
     count = 0

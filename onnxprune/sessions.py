@@ -7,6 +7,7 @@ arrays, or left in the file that they are in, which ONNX Runtime maps.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from typing import Any
 
 import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph
+from onnxprune.graph import Graph, attributes
 from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 
@@ -32,6 +33,10 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
+RANDOM = frozenset(
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
+)
+SEEDS = 2**24  # whole numbers that a float32, as seeds are, can hold
 # Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
 STOP_SPINNING = "session.force_spinning_stop"
 OPTIMIZED_DATA = "session.optimized_model_external_initializers_file_name"
@@ -84,6 +89,7 @@ Runnable = ModelProto | bytes | Path | Program
 
 def program(graph: Graph) -> Program:
     """What a session is made of."""
+    graph = _seeded(graph)
     if not graph.is_large:
         return Program(serialize(graph.to_proto()), libraries=graph.libraries)
     sparse = graph.sparse()
@@ -97,6 +103,22 @@ def program(graph: Graph) -> Program:
     folder = next((f.folder for f in in_files.values()), None)
     given = {n: graph.view(n) for n in apart if n not in in_files}
     return Program(serialize(model), given, folder, graph.libraries)
+
+
+def _seeded(graph: Graph) -> Graph:
+    """Random operators without a seed get that of their output's name, so that two forms of a model draw the same
+    numbers. ONNX Runtime's own seeds depend on the number of a node.
+    """
+    drawing = [i for i, n in enumerate(graph.nodes) if n.op_type in RANDOM and "seed" not in attributes(n)]
+    if not drawing:
+        return graph
+    nodes = list(graph.nodes)
+    for i in drawing:
+        made = NodeProto()
+        made.CopyFrom(nodes[i])
+        made.attribute.append(helper.make_attribute("seed", float(zlib.crc32(made.output[0].encode()) % SEEDS)))
+        nodes[i] = made
+    return graph.replace(nodes)
 
 
 def _elsewhere(tensor: TensorProto, source: Source | None) -> TensorProto:

@@ -26,6 +26,7 @@ from onnxprune.sessions import program, run, watched
 from onnxprune.sizing import bindings
 from onnxprune.sparse import Sparse
 
+FEW = 2  # entries: the size of an axis, in the second walk, that depends on data
 VALUE_ELEMENTS = 1024  # constants of floats up to this size are looked at, integers of any size
 
 
@@ -101,7 +102,7 @@ def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool =
             second, other = first, facts  # the model fits one size only, whatever its input says
         told = complete(graph, second, other) if ask else {}
     if told:
-        other = walk(graph, kinds, second, told, longer=True)
+        other = walk(graph, kinds, second, told, again=True)
     dtypes = {n: kind.dtype for n, kind in facts.types.items() if kind.is_tensor}
     return Trace(first, second, facts.shapes, other.shapes, facts.values, other.values, dtypes)
 
@@ -116,10 +117,10 @@ def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Wa
 
 
 def walk(
-    graph: Graph, kinds: Kinds, binding: Binding, told: Mapping[str, Kind] | None = None, longer: bool = False
+    graph: Graph, kinds: Kinds, binding: Binding, told: Mapping[str, Kind] | None = None, again: bool = False
 ) -> Walk:
     """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
-    `failed`, and have the types that are `told` (`longer`: with open axes one longer than told).
+    `failed`, and have the types that are `told` (`again`: with open axes of another size than told).
     """
     facts = Walk(kinds)
     for value in graph.shell.graph.input:
@@ -137,7 +138,7 @@ def walk(
             facts.failed.append(i)
             for n in wires.outputs if told else ():
                 if told and n in told:
-                    facts.learn(n, _one_longer(told[n], facts.types.get(n), kinds) if longer else told[n])
+                    facts.learn(n, _another_time(told[n], facts.types.get(n), kinds) if again else told[n])
     return facts
 
 
@@ -305,12 +306,14 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> dict[str, Kind]:
     return told
 
 
-def _one_longer(told: Kind, inferred: Kind | None, kinds: Kinds) -> Kind:
+def _another_time(told: Kind, inferred: Kind | None, kinds: Kinds) -> Kind:
     """A shape that one run told, for the second walk: axes that inference leaves open (how many entries are not zero,
-    how many boxes are found) may have another size in the next run, so they get one.
+    how many boxes are found) may have another size in the next run, so they get one, and a far smaller one where that
+    can be: of many entries often the first hundred are taken, whatever their number.
     """
     if inferred is None or told.shape is None or not inferred.proto.tensor_type.HasField("shape"):
         return told
     known = [d.HasField("dim_value") for d in inferred.proto.tensor_type.shape.dim]
-    longer = [n + (k < len(known) and not known[k]) for k, n in enumerate(told.shape)]
-    return kinds.tensor(told.dtype, tuple(longer))
+    left_open = [k < len(known) and not known[k] for k in range(len(told.shape))]
+    shape = [(FEW if n > FEW else n + 1) if free else n for n, free in zip(told.shape, left_open, strict=True)]
+    return kinds.tensor(told.dtype, tuple(shape))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -50,6 +50,7 @@ class Prune:
         plan = state.plan if self == Prune() else None
         if plan is None:
             plan = self._choose(state)
+        plan = replace(plan, layers=())
         masks = bind(plan, state.typed)
         result = cut(state.typed, masks) if masks and not state.dry_run else state.graph
         state.cuts.append(Cut(state.typed, plan, result))
@@ -61,9 +62,11 @@ class Prune:
             own = Budget(**{f.name: getattr(self, f.name) for f in fields(self)})
         elif own is not None:
             first = state.cuts[0].typed if state.cuts else state.typed
-            own = own.at_step(first, state.typed, len(state.cuts))
+            own = own.at_step(first, state.typed, sum(not c.dropped.layers for c in state.cuts), state.clock)
+            if own is None:
+                return Plan({}, state.model)
         curves = None if state.cuts else state.curves  # of the first graph
-        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed)
+        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed, state.clock)
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

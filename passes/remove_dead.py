@@ -22,23 +22,27 @@ class RemoveDead:
     keeps_facts: ClassVar[bool] = True
 
     def run(self, state: State) -> Graph:
-        graph = state.graph
-        named = {o.name for o in graph.outputs}
-        made: set[str] = set()
-        nodes: list[NodeProto] = []
-        for node, wires in zip(reversed(graph.nodes), reversed(graph.wires), strict=True):
-            if any([n in named for n in wires.outputs if n]):
-                named.update(wires.inputs, wires.captured)
-                made.update(wires.outputs)
-                nodes.append(node)
-        nodes.reverse()
-        alive = named | made
-        noted = set(_noted(graph.shell, alive))
-        tensors = {n: t for n, t in graph.tensors.items() if n in named or n in noted}
-        shell = _without_stale(graph.shell, alive, set(graph.tensors) - set(tensors))
-        if len(nodes) == len(graph.nodes) and len(tensors) == len(graph.tensors) and shell is graph.shell:
-            return graph
-        return graph.replace(nodes, tensors, shell)
+        return alive(state.graph)
+
+
+def alive(graph: Graph) -> Graph:
+    """The graph without what none of its outputs needs; the same object if there is nothing such."""
+    named = {o.name for o in graph.outputs}
+    made: set[str] = set()
+    nodes: list[NodeProto] = []
+    for node, wires in zip(reversed(graph.nodes), reversed(graph.wires), strict=True):
+        if any([n in named for n in wires.outputs if n]):
+            named.update(wires.inputs, wires.captured)
+            made.update(wires.outputs)
+            nodes.append(node)
+    nodes.reverse()
+    kept = named | made
+    noted = set(_noted(graph.shell, kept))
+    tensors = {n: t for n, t in graph.tensors.items() if n in named or n in noted}
+    shell = _without_stale(graph.shell, kept, set(graph.tensors) - set(tensors))
+    if len(nodes) == len(graph.nodes) and len(tensors) == len(graph.tensors) and shell is graph.shell:
+        return graph
+    return graph.replace(nodes, tensors, shell)
 
 
 def _without_stale(shell: ModelProto, alive: set[str], dropped: set[str]) -> ModelProto:

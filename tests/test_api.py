@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from onnx import numpy_helper
 
 import onnxprune
-from onnxprune import GateError, InputError, Plan, api, cost, proof
+from onnxprune import GateError, InputError, Plan, cost, proof
 from onnxprune.feeds import batch_size
 from onnxprune.graph import outline
 from onnxprune.inference import TypedGraph
@@ -22,6 +23,7 @@ from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import bind
 from onnxprune.reading import load
+from onnxprune.sessions import Settings
 from onnxprune.validate.surgery_check import SurgeryCheck
 from onnxprune.writing import serialize
 from tests.common import build
@@ -36,8 +38,8 @@ MLP = """(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8] a, float[8,6] 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency of a few rounds: it is not what these tests are about."""
-    monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
 
 
 def prepared(model: Path | onnx.ModelProto) -> TypedGraph:
@@ -223,11 +225,14 @@ def test_threads_with_checks() -> None:
 def test_signature() -> None:
     """As the issue states it."""
     stated = {
-        "ratio": None, "macs": None, "params": None, "bytes": None, "max_drop": None, "lossless": False,
+        "ratio": None, "macs": None, "params": None, "bytes": None, "latency": None, "latency_ms": None,
+        "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
+        "drop_layers": (),
         "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
         "check": True,
-        "passes": None, "gates": None, "custom_op_library": (),
+        "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,
+        "cache": True,
     }  # fmt: skip
     found = inspect.signature(onnxprune.prune).parameters
     assert {n: p.default for n, p in found.items() if n != "model"} == stated
@@ -325,6 +330,16 @@ def test_report_of_a_model_that_does_not_run_is_json(monkeypatch: pytest.MonkeyP
     with pytest.raises(GateError, match="error inf") as caught:
         onnxprune.prune(build(MLP), ratio=0.5)
     assert '"max_rel_err": null' in caught.value.report.to_json()
+
+
+def test_random_numbers_are_the_same_for_both_models() -> None:
+    noisy = build(MLP.replace("h = MatMul(x, A)", "n = RandomNormalLike(x) z = Add(x, n) h = MatMul(z, A)"))
+    result = onnxprune.prune(noisy, ratio=0.5)
+    assert result.report.surgery_check is not None and result.report.surgery_check.passed
+    assert not any(a.name == "seed" for node in result.model.graph.node for a in node.attribute)
+    dead = next(t for t in noisy.graph.initializer if t.name == "C")
+    dead.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(dead) * np.float32([[1]] * 4 + [[0]] * 2), "C"))
+    assert onnxprune.prune(noisy, lossless=True).report.params.after == 4 * 8 + 8 + 8 * 4 + 4 * 3
 
 
 def test_two_cuts_are_both_checked_and_counted() -> None:

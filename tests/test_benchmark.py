@@ -14,9 +14,9 @@ import pytest
 from onnxprune import InputError
 from onnxprune.__main__ import main
 from onnxprune.benchmark import benchmark
-from onnxprune.feeds import axis_sizes
 from onnxprune.reading import load
 from onnxprune.sessions import Settings
+from onnxprune.sizing import axis_sizes
 from onnxprune.validate import footprint, latency
 from tests.common import build
 

@@ -69,8 +69,8 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency of a few rounds, no processes of their own."""
-    monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
     monkeypatch.setattr("onnxprune.benchmark.footprints", lambda models, *_, **__: [Footprint(1, 2, 3)] * len(models))
 
 

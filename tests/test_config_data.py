@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onnxprune import api
 from onnxprune.__main__ import main
 from onnxprune.config import read_config
 from onnxprune.data import ImageFolder, Preprocessing, with_preprocessing
@@ -27,8 +26,8 @@ wrong.higher_is_better = False
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Digits as images in sub-folders, every fifth of the held-out ones; the same as arrays; a metric."""
-    monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
     monkeypatch.chdir(tmp_path)
     with np.load(MODELS / "mnist_cnn.heldout.npz") as given:
         images, labels = given["image"][::5], given["labels"][::5]

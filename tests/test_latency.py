@@ -4,9 +4,11 @@ true ratio is known, and it can be counted how often an interval misses it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ class Machine:
     interrupts: Callable[[str], float] = lambda name: 0.0
     seed: int = 0
     now: float = 0.0
+    worked: float = 0.0
     taken: int = 0
     log: list[tuple[str, str]] = field(default_factory=list)
 
@@ -57,14 +60,16 @@ class Job:
         m.log.append(("run", self.name))
         cost = COSTS[self.name] * self.factor * (1 + m.drift * m.now) * float(np.exp(m.rng.normal(0, m.noise)))
         if m.rng.random() < m.interrupts(self.name):
-            cost += 0.05
+            m.now += 0.05
             m.taken += 1
         m.now += cost
+        m.worked += cost
 
 
 def on(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(latency, "open_session", machine.open)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: machine.now)
+    monkeypatch.setattr(latency.time, "thread_time", lambda: machine.worked)
     monkeypatch.setattr(latency, "_times_taken", lambda: machine.taken)
     return machine
 
@@ -155,8 +160,16 @@ def test_rounds_that_stay_interrupted_are_left_aside_and_counted(monkeypatch: py
 
 def test_a_busy_machine_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Machine(interrupts=lambda name: 1), monkeypatch)
+    found = compare(["slow", "fast"], {}, Settings(threads=2), seconds=1)
+    assert found.busy and not found.on_cpu and found.left_aside == 0 and found.timings[0].times_ms.min() > 50
+
+
+def test_on_a_busy_machine_one_thread_is_told_by_its_time_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on(Machine(interrupts=lambda name: 1), monkeypatch)
     found = compare(["slow", "fast"], {}, seconds=1)
-    assert found.busy and found.left_aside == 0 and found.timings[0].times_ms.min() > 50
+    assert found.busy and found.on_cpu
+    assert [t.median_ms for t in found.timings] == pytest.approx([4, 1])
+    assert found.timings[1].ci95 == pytest.approx((0.25, 0.25))
 
 
 def test_wide_interval_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,3 +227,11 @@ def test_real_comparison() -> None:
     x = np.zeros((1, 1, 28, 28), np.float32)
     found = compare([CNN, CNN], {"image": x}, seconds=0.2)
     assert found.sessions >= 3 and found.timings[1].ratio == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize(("groups", "t"), [(2, 12.71), (3, 4.303), (6, 2.571), (21, 2.086), (1001, 1.962)])
+def test_few_groups_widen_the_interval(groups: int, t: float) -> None:
+    """Against the quantiles of Student's distribution; with one degree of freedom the series has its worst error."""
+    tail = latency.expanded_tail(groups)
+    wanted = NormalDist().cdf(-t * math.sqrt(groups / (groups - 1)))
+    assert tail == pytest.approx(wanted, rel=0.02) or max(tail, wanted) < 1e-6

@@ -93,6 +93,10 @@ GEMM = (
     "(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8] a, float[8,3] B, float[3] b>"
     "{{ h = Gemm(x, A, a) r = {0}(h) y = Gemm(r, B, b) }}"
 )
+HEADS = (
+    "(float[N,5,4] x) => (float[N,5,3] y) <float[4,2,4] A, float[2,4,3] B>"
+    '{ h = Einsum <equation = "btc,cnd->btnd"> (x, A) g = Tanh(h) y = Einsum <equation = "btnd,ndo->bto"> (g, B) }'
+)
 NETS = [
     Case("nothing planted", GEMM.format("Relu"), "", ""),
     Case("conv, batch norm, relu", CONV_BN.format(PADDED), "A:0[1,4]=0 b[1,4]=0 m[1,4]=0", "A:0[1,4]", 15),
@@ -142,6 +146,9 @@ NETS = [
         .replace("y = Conv(g, B)", ""), "A:0[2]=0", "A:0[2]"),
     Case("einsum", tokens('k = Einsum <equation = "btc,cd->btd"> (h, C) g = Relu(k)', "float[8,8] C"), "A:1[1]=0"
         " C:1[2]=0", "A:1[1] C:1[2]"),
+    Case("einsum over two axes, unread", HEADS, "B:0[0]=0 B:1[0]=0", "A:1[0] A:2[0]"),
+    Case("einsum over two axes, zero", HEADS, "A:1[0]=0 A:2[0]=0", "A:1[0] A:2[0]"),
+    Case("einsum over two axes, half unread and half zero", HEADS, "A:2[0,1]=0 B:1[2]=0 B:0[1]=0", "A:1[1] A:2[0,1,2]"),
     Case("einsum of one operand", tokens('s = Einsum <equation = "btc->bc"> (h) g = Unsqueeze(s, one)', "int64[1] one"
         " = {1}")
         .replace("[N,5,3] y", "[N,1,3] y"), "A:1[1]=0", "A:1[1]"),

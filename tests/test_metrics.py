@@ -33,8 +33,8 @@ NEGATED = load(build("(float[N,4] x) => (float[N,4] y) { y = Neg(x) }"))
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency of a few rounds: it is not what these tests are about."""
-    monkeypatch.setattr(api.latency, "MIN_SAMPLE_SECONDS", 0.0)
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MIN_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
 
 
 def tallied(name: str, want: Any, got: Any, **labels: Any) -> float:

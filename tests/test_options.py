@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from onnxprune import options
 from onnxprune.gates import Gates
-from onnxprune.options import CONFIG, Panel, given, grouped, kinds, settings
+from onnxprune.options import CONFIG, Multiple, Panel, given, grouped, kinds, settings
 from onnxprune.sessions import Settings
 
 
@@ -88,7 +88,9 @@ def test_settings_of_options() -> None:
 
 def test_config_keys_are_the_options() -> None:
     known = kinds("prune")
-    assert known["ratio"] is float and known["round_to"] is int and known["check"] is bool and known["data"] is Path
+    assert (
+        known["ratio"] is float and known["round_to"] is Multiple and known["check"] is bool and known["data"] is Path
+    )
     assert known["include"] == list[str] and known["json"] is Path and known["passes"] is str
     assert set(kinds("gates")) == {f.name for f in fields(Gates)} and kinds("gates")["max_bytes"] is int
     assert not {"output", "plan", "dry_run", "verify_each"} & set(known)

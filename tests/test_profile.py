@@ -18,7 +18,7 @@ from onnxprune.reading import load
 from onnxprune.sessions import CPU, Settings
 from onnxprune.sizing import running_shapes
 from onnxprune.validate.kernels import partners
-from onnxprune.validate.profile import NodeRow, Profile, profile, run_times
+from onnxprune.validate.profile import BETWEEN, NodeRow, Profile, profile, run_times
 from tests.common import build
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -215,7 +215,7 @@ def test_times_per_run_without_what_runs_inside() -> None:
         event("a_fence_before", 210, 3), {"cat": "Node", "name": "x", "ts": 0},
     ]  # fmt: skip
     found = run_times(reversed(events))
-    assert {n: t.tolist() for n, t in found.items()} == {"loop": [35, 10], "a": [15, 30], "b": [9, 0]}
+    assert {n: t.tolist() for n, t in found.items()} == {"loop": [35, 10], "a": [15, 30], "b": [9, 0], BETWEEN: [1, 20]}
 
 
 def test_json_is_plain() -> None:

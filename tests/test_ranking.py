@@ -22,7 +22,7 @@ def counts(scale: str, scope: str = "global", amount: float = 0.5, step: int = 1
     dims = [space.dim(4) for _ in TWO]
     scores = {d: np.array(s) for d, s in zip(dims, TWO.values(), strict=True)}
     together = [dims] if scope == "global" else [[d] for d in dims]
-    gone = ranking.counter(ranking.scaled(scores, scale), together, step)(amount)
+    gone = ranking.counter(ranking.scaled(scores, scale), together, dict.fromkeys(dims, step))(amount)
     return [gone[d] for d in dims]
 
 

@@ -32,7 +32,7 @@ def test_python_block(checkout: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_commands(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = re.findall(r"^\$ onnxprune (.*)$", README, re.M)
-    assert len(commands) == 12
+    assert len(commands) == 13
     for command in commands:
         assert main(shlex.split(command)) == 0, command
     assert capsys.readouterr().err == ""

@@ -85,7 +85,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     data = VIT.with_suffix(".calib.npz")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(api.latency, "MAX_ROUNDS", 9)
+        patch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
         patch.chdir(folder)
         small = ("--data", str(data), "--samples", "32")
         assert main(["sensitivity", str(VIT), *small, "-o", "curves.json", "-q"]) == 0
@@ -158,8 +158,18 @@ def test_stable_keys(saved: dict[str, Any]) -> None:
     assert list(saved) == [
         *("format", "version", "outcome", "failure", "command", "argv", "source", "target", "params", "macs", "bytes"),
         *("dims", "options", "surgery_check", "numerics", "numerics_on", "metrics", "latency_ms", "gates", "passes"),
-        *("cuts", "frozen", "frozen_reasons", "refused", "recovery", "unrecovered", "layers", "layers_left_out"),
-        *("operators", "network", "sensitivity", "profile", "notes", "versions"),
+        *(
+            "cuts",
+            "dropped_layers",
+            "frozen",
+            "frozen_reasons",
+            "refused",
+            "recovery",
+            "unrecovered",
+            "layers",
+            "layers_left_out",
+        ),
+        *("operators", "network", "sensitivity", "profile", "timing", "notes", "versions"),
     ]
     pair = {"before", "after"}
     assert all(set(x["width"]) == set(x["params"]) == set(x["macs"]) == pair for x in saved["layers"])
@@ -199,7 +209,7 @@ def test_calls_are_told_by_what_was_given() -> None:
 
 # what goes wrong is told
 def test_a_missed_gate_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.latency, "MAX_ROUNDS", 9)
+    monkeypatch.setattr("onnxprune.validate.latency.MAX_ROUNDS", 9)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.onnx").write_bytes(build(MLP).SerializeToString())
     (tmp_path / "c.toml").write_text('report = "r.html"\n[gates]\nmax_bytes = 1\n')

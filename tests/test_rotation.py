@@ -177,10 +177,10 @@ def test_a_plan_brings_its_bases_along() -> None:
     calibration, feeds = calibrated(PAIR % "k = Identity (h)")
     graph = calibration.typed.graph
     state = State(graph, None, Budget(ratio=0.5), data=feeds, samples=256)
-    PassManager(parse(in_steps(1, False, True), PASSES)).run(state)
+    PassManager(parse(in_steps(1, False, rotate=True), PASSES)).run(state)
     plan = Plan.from_json(state.done.to_json())
     again = State(graph, plan=plan)
-    PassManager(parse(in_steps(1, False, True), PASSES)).run(again)
+    PassManager(parse(in_steps(1, False, rotate=True), PASSES)).run(again)
     assert plan.bases and again.graph.to_proto() == state.graph.to_proto()
     x = feeds[0]
     want, got = (sessions.run(g.to_proto(), x)["y"] for g in (graph, again.graph))

@@ -58,7 +58,7 @@ def test_a_model_that_runs_nowhere() -> None:
 
 
 # body, tensor, shape at the first binding, dynamic axes, static value or None
-BODY = "(float[N,4] x) => (float[N,4] y) <int64 zero = {0}, int64 one = {1}, int64[1] axis = {0}>"
+BODY = "(float[N,4] x) => (float[N,4] y) <int64 zero = {0}, int64 one = {1}, int64 three = {3}, int64[1] axis = {0}>"
 FACTS: list[tuple[str, str, tuple[int, ...], list[int], Any]] = [
     ("y = Relu(x)", "y", (2, 4), [0], None),
     ("s = Shape(x) y = Relu(x)", "s", (2,), [], None),
@@ -76,6 +76,7 @@ FACTS: list[tuple[str, str, tuple[int, ...], list[int], Any]] = [
     ),
     ("t = Transpose(x) y = Relu(x)", "t", (4, 2), [1], None),
     ("k = NonZero(x) y = Relu(x)", "k", (2, 8), [1], None),
+    ("k = NonZero(x) s = Shape(k) n = Gather(s, one) m = Min(n, three) y = Relu(x)", "m", (), [], None),
 ]
 
 

@@ -45,7 +45,8 @@ def show_benchmark(out: Console, found: Benchmark) -> None:
         f" medians of {ROUNDS}"
     )
     if comparison.busy:
-        out.print("the machine is busy: other processes interrupted most rounds, all of them are used")
+        told = ", with the time that the thread had the CPU" if comparison.on_cpu else ""
+        out.print(f"the machine is busy: other processes interrupted most rounds, all of them are used{told}")
     if any(t.is_wide for t in comparison.timings[1:]):
         out.print("a wide interval says little: give more --seconds, or a machine with less to do")
     if found.profile:

@@ -4,12 +4,12 @@ someone reads who has never seen the tool. Everything is bounded, so that the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxprune.report.answers import METRICS, SHARES, lead, metric, provider, samples, stage, tiles
 from onnxprune.report.drawing import Drawing, draw, essential
-from onnxprune.report.plots import PAGE, Panel, latency_svg, panels_svg, short
+from onnxprune.report.plots import PAGE, Panel, Times, latency_svg, panels_svg, short, times_svg
 from onnxprune.report.report import EXAMPLES
 from onnxprune.report.saved import Pair, Saved, shown
 
@@ -53,6 +53,7 @@ def contents(saved: Saved) -> dict[str, Any]:
         "accuracy": _accuracy(saved),
         "gates": _gates(saved),
         "latency": _latency(saved.maybe("latency_ms")),
+        "timing": _timing(saved),
         "sensitivity": _sensitivity(saved),
         "frozen": _frozen(saved),
         "plan": _plan(saved),
@@ -248,10 +249,46 @@ def _latency(found: Saved | None) -> dict[str, Any] | None:
         "sessions": found.count("sessions"),
         "aside": found.count("rounds_left_aside"),
         "busy": found.flag("busy"),
+        "on_cpu": found.flag("on_cpu"),
         "threads": found.count("threads"),
         "provider": provider(found),
         "optimization": found.text("graph_optimization"),
     }
+
+
+def _timing(saved: Saved) -> dict[str, Any] | None:
+    """The latency model: steps, tries, and how long kernels take at each width."""
+    found = saved.maybe("timing")
+    if found is None:
+        return None
+    cuts = {r.text("dim"): r.count("after") for r in saved.rows("cuts")}
+    drawn = [_times(r, cuts) for r in found.rows("kernels")[:MAX_PANELS]]
+    tries = [
+        {"asked": r.amount("asked"), "predicted": r.amount("predicted"), "measured": r.amount("measured")}
+        | dict(zip(("low", "high"), r.numbers("ci95", 2), strict=True))
+        for r in found.rows("attempts")[:MAX_FEW]
+    ]
+    steps = [
+        {"kind": r.text("kind"), "step": r.count("step"), "kernels": r.count("kernels"), "excess": r.number("excess")}
+        for r in found.rows("steps")[:MAX_FEW]
+    ]
+    return {
+        "svg": times_svg(drawn, PAGE) if drawn else "",
+        "drawn": len(drawn),
+        "steps": steps,
+        "tries": tries,
+        "whole": found.amount("whole_ms"),
+        "predicted": found.number("predicted"),
+        "micro": sum(found.at("micro_models").count(n) for n in ("measured", "known")),
+    }
+
+
+def _times(row: Saved, cuts: Mapping[str, int]) -> Times:
+    kept, ms = row.numbers("kept")[:MAX_POINTS], row.numbers("ms")[:MAX_POINTS]
+    if not kept or len(kept) != len(ms):
+        raise row.wrong("ms", f"list of {len(kept)} numbers")
+    title = f"{row.text('kind')} {short(row.text('kernel'), 24)}\nby {short(row.text('dim'))}"
+    return Times(title, [int(k) for k in kept], ms, cuts.get(row.text("dim")))
 
 
 def _sensitivity(saved: Saved) -> dict[str, Any] | None:

@@ -105,6 +105,40 @@ def _curve(ax: Any, panel: Panel) -> None:
     ax.minorticks_off()
 
 
+@dataclass(frozen=True)
+class Times:
+    """How long a kernel takes at the widths where it was measured, and the width that was chosen."""
+
+    title: str
+    kept: Sequence[int]
+    ms: Sequence[float]
+    chosen: int | None = None
+
+
+def times_svg(panels: Sequence[Times], theme: Theme) -> str:
+    """Kernels side by side, each on a scale of its own."""
+    columns = max(1, min(COLUMNS, len(panels)))
+    rows = max(1, -(-len(panels) // columns))
+
+    def draw(figure: Any) -> None:
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for ax in grid.flat[len(panels) :]:
+            ax.set_axis_off()
+        for panel, ax in zip(panels, grid.flat, strict=False):
+            ax.plot(panel.kept, panel.ms, "o-", linewidth=1.4, markersize=3, color=AFTER)
+            if panel.chosen is not None:
+                ax.axvline(panel.chosen, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+            ax.set_xlim(0, 1.04 * max(panel.kept))
+            ax.set_ylim(0, 1.08 * max(panel.ms) or 1)
+            ax.set_title(panel.title, fontsize=8)
+            ax.set_xlabel("units kept")
+            ax.grid(linewidth=0.5)
+        for ax in grid[:, 0]:
+            ax.set_ylabel("milliseconds")
+
+    return _svg(draw, (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), theme)
+
+
 def latency_svg(before: Sequence[float], after: Sequence[float], ci95: tuple[float, float], theme: Theme) -> str:
     """How long a run of each model took, and how much faster the result was in each round; the interval shaded."""
     import numpy as np

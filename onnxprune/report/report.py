@@ -15,11 +15,13 @@ import onnxruntime
 
 from onnxprune.gates import GateResult
 from onnxprune.inference import TypedGraph
-from onnxprune.manager import Mended, PassResult
+from onnxprune.layers import Score
+from onnxprune.manager import Cut, Mended, PassResult
 from onnxprune.metrics import Reading
 from onnxprune.plan import Plan
 from onnxprune.report.about import UNTOLD, About
 from onnxprune.report.anatomy import Anatomy, BeforeAfter
+from onnxprune.report.timing import Timing
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.validate.latency import Comparison
 from onnxprune.validate.profile import Profile
@@ -52,6 +54,22 @@ class Cutting:
     after: int
 
 
+@dataclass(frozen=True)
+class DroppedLayer:
+    """A layer that went as a whole, with what it held. `influence`, `change` and `error` are those of
+    `onnxprune.layers.Score`, None where they were not measured.
+    """
+
+    layer: str
+    kind: str
+    nodes: int
+    params: int
+    macs: int
+    influence: float | None = None
+    change: float | None = None
+    error: float | None = None
+
+
 @dataclass
 class Report:
     """What happened. `params`: float elements stored; `macs`: multiply-accumulates at `macs_shapes`; `bytes`: size of
@@ -74,6 +92,7 @@ class Report:
     gates: list[GateResult] = field(default_factory=list)
     passes: list[PassResult] = field(default_factory=list)
     cuts: list[Cutting] = field(default_factory=list)
+    layers: list[DroppedLayer] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     recovery: list[Mended] = field(default_factory=list)
@@ -85,6 +104,7 @@ class Report:
     anatomy: Anatomy = field(default_factory=Anatomy)
     sensitivity: Sensitivity | None = None
     profile: Profile | None = None
+    timing: Timing | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON report; keys are stable, absent measurements are null."""
@@ -109,6 +129,7 @@ class Report:
             "gates": [g.to_dict() for g in self.gates],
             "passes": [{"name": p.name, "modified": p.modified, "seconds": round(p.seconds, 6)} for p in self.passes],
             "cuts": [{"dim": c.dim, "kind": c.kind, "before": c.before, "after": c.after} for c in self.cuts],
+            "dropped_layers": finite([asdict(x) for x in self.layers]),
             "frozen": [{"dim": f.dim, "reason": f.reason, "where": f.where, "size": f.size} for f in self.frozen],
             "frozen_reasons": frozen_reasons(self.frozen),
             "refused": [{"dim": d, "reason": r} for d, r in self.refused],
@@ -117,6 +138,7 @@ class Report:
             **self.anatomy.to_dict(),
             "sensitivity": finite(_sensitivity(self.sensitivity)) if self.sensitivity else None,
             "profile": _profile(self.profile) if self.profile else None,
+            "timing": self.timing.to_dict() if self.timing else None,
             "notes": self.notes,
             "versions": versions(),
         }
@@ -220,6 +242,15 @@ def cut_rows(plan: Plan) -> list[Cutting]:
     """Cut dims in the plan's order."""
     cut = {n: m for n, m in plan.keep.items() if not m.all()}
     return [Cutting(n, plan.kinds.get(n, "units"), int(m.size), int(m.sum())) for n, m in cut.items()]
+
+
+def layer_rows(cut: Cut, batch: int) -> list[DroppedLayer]:
+    """The layers that a cut dropped, in the order of the graph; MACs of one sample."""
+    rows = []
+    for name, x in zip(cut.plan.layers, cut.dropped.layers, strict=True):
+        score = asdict(cut.dropped.scores.get(x.name, Score()))
+        rows.append(DroppedLayer(name, x.kind, len(x.nodes), x.params, x.macs // batch, **finite(score)))
+    return rows
 
 
 def frozen_rows(typed: TypedGraph) -> list[Frozen]:

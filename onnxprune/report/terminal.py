@@ -14,12 +14,16 @@ from rich.text import Text
 from onnxprune import cost
 from onnxprune.criteria.second_order import Curve
 from onnxprune.inference import DimInfo, TypedGraph
+from onnxprune.layers import Layer, find
 from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report, plain_reason
+from onnxprune.report.timing import Timing
 from onnxprune.sensitivity import Sensitivity
-from onnxprune.validate.latency import Timing
+from onnxprune.timing.steps import Found
+from onnxprune.validate import latency
+from onnxprune.validate.latency import Comparison
 
 TOP_CUTS = 8
 TOP_PLACES = 3
@@ -59,6 +63,8 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     out.print(_totals(report))
     if report.latency_ms and (words := shows(report.latency_ms.timings[-1])) != "faster":
         out.print(f"latency           {words}")
+    if report.timing:
+        _show_timing(out, report.timing, report.latency_ms)
     for title, check in (("rotation check", report.rotation_check), ("surgery check", report.surgery_check)):
         if check:
             verdict = ("passed", "green") if check.passed else ("failed", "red")
@@ -70,6 +76,7 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
     for gate in report.gates:
         verdict = ("passed", "green") if gate.passed else ("failed", "red")
         out.print(Text.assemble("gate              ", verdict, f", {gate}"))
+    show_layers(out, report)
     show_cuts(out, report, None if verbose else TOP_CUTS)
     _show_frozen(out, report)
     for note in report.notes:
@@ -79,6 +86,23 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
             "passes            "
             + ", ".join(f"{p.name} {p.seconds:.2f} s" + ("" if p.modified else " (no change)") for p in report.passes)
         )
+
+
+def _show_timing(out: Console, timing: Timing, measured: Comparison | None) -> None:
+    """The latency model: the useful steps, and how right it was."""
+    steps = ", ".join(_step(kind, f) for kind, f in timing.steps.items())
+    if steps:
+        out.print(f"useful steps      {steps}")
+    if timing.predicted is not None:
+        words = [f"{timing.predicted:.3f} of the original's time predicted from its kernels"]
+        words += [f"{measured.timings[-1].ratio:.3f} measured"] if measured else []
+        words += [_plural(len(timing.attempts), "try").replace("trys", "tries")] if timing.attempts else []
+        out.print(f"latency model     {', '.join(words)}")
+
+
+def _step(kind: str, found: Found) -> str:
+    between = f" (between: {found.excess:+.0%} time)" if found.excess is not None else ""
+    return f"{found.step} for {kind}{between}"
 
 
 def _totals(report: Report) -> Table:
@@ -94,13 +118,13 @@ def _totals(report: Report) -> Table:
     return table
 
 
-def speed_up(timing: Timing) -> str:
+def speed_up(timing: latency.Timing) -> str:
     """With its interval: 1.88x (1.84 to 1.91)."""
     low, high = timing.speedup_ci95
     return f"{timing.speedup:.2f}x ({low:.2f} to {high:.2f})"
 
 
-def shows(timing: Timing) -> str:
+def shows(timing: latency.Timing) -> str:
     """What the interval of a speed-up shows."""
     return timing.verdict + (" (wide interval)" if timing.is_wide else "")
 
@@ -159,6 +183,21 @@ def _at(curve: Curve, share: float) -> float:
     return float(curve.errors[size - max(1, round(share * size))])
 
 
+def show_layers(out: Console, report: Report) -> None:
+    """Layers that went as a whole."""
+    if not report.layers:
+        return
+    table = Table("layers dropped", "kind", "params", "MACs", "influence", "error", box=None, pad_edge=False)
+    table.header_style = "dim"
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for x in report.layers:
+        scores = (_cell(value, "{:.2g}") for value in (x.influence, x.error))
+        table.add_row(x.layer, x.kind, count(x.params), count(x.macs), *scores)
+    out.print()
+    _print_table(out, table)
+
+
 def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     """Cut dims, those that lose most units first."""
     cuts = sorted(report.cuts, key=lambda c: c.after - c.before)
@@ -188,9 +227,10 @@ def _show_frozen(out: Console, report: Report) -> None:
 
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
+    layers = f"{_plural(len(plan.layers), 'layer')} and " if plan.layers else ""
     out.print(
-        f"plan: {plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are prunable);"
-        " no model was written"
+        f"plan: {layers}{plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are"
+        " prunable); no model was written"
     )
 
 
@@ -221,6 +261,20 @@ def show_inspection(out: Console, typed: TypedGraph) -> None:
         _print_table(out, rows)
     for reason, n in Counter(plain_reason(str(d.dim.frozen)) for d in plain).most_common():
         out.print(f"and {_plural(n, 'dim')}: {reason}")
+    _show_found_layers(out, find(typed))
+
+
+def _show_found_layers(out: Console, found: Sequence[Layer]) -> None:
+    """Layers that can be dropped."""
+    if not found:
+        return
+    table = Table("layer", "kind", "nodes", "params", "MACs", box=None, pad_edge=False, header_style="dim")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for x in found:
+        table.add_row(x.name, x.kind, str(len(x.nodes)), count(x.params), count(x.macs))
+    out.print(f"\n{_plural(len(found), 'layer')} can be dropped as a whole (--drop-layers)")
+    _print_table(out, table)
 
 
 def _plural(n: int, noun: str) -> str:
@@ -244,7 +298,11 @@ def inspection(typed: TypedGraph) -> dict[str, Any]:
         return {"dim": d.name, "kind": d.kind, "size": d.dim.size, **costs, **reason, "couples": couples}
 
     frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
-    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen]}
+    layers = [
+        {"layer": x.name, "kind": x.kind, "nodes": len(x.nodes), "params": x.params, "macs": x.macs}
+        for x in find(typed)
+    ]
+    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen], "layers": layers}
 
 
 def show_operators(out: Console, rows: Sequence[Operator]) -> None:

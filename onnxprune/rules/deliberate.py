@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from onnxprune.errors import Barrier
 from onnxprune.rules.rule import Node, Rule, Table
+from onnxprune.sessions import RANDOM
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,6 @@ def counted(node: Node) -> None:
 
 
 _SOURCES = "Range Constant BlackmanWindow HammingWindow HannWindow MelWeightMatrix"
-_RANDOM = "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike"
 _SEQUENCES = """ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct
 SequenceEmpty SequenceErase SequenceInsert SequenceLength SplitToSequence"""
 _TEXT = "RegexFullMatch StringConcat StringNormalizer StringSplit TfIdfVectorizer"
@@ -47,7 +47,7 @@ _REASONS = {
 
 TABLE: Table = {
     **dict.fromkeys(_SOURCES.split(), counted),
-    **dict.fromkeys(_RANDOM.split(), Deliberate("random numbers cannot be compared")),
+    **dict.fromkeys(sorted(RANDOM), Deliberate("random numbers are told apart by their place")),
     **dict.fromkeys(_SEQUENCES.split(), Deliberate("tensors of one sequence may differ in shape", "sequence")),
     **dict.fromkeys(_TEXT.split(), Deliberate("it works on text")),
     **{name: Deliberate(detail) for name, detail in _REASONS.items()},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxprune.dims import Expr, is_frozen, product, total
+from onnxprune.dims import Expr, Prod, children, is_frozen, product, resolve, total
 from onnxprune.errors import Barrier
 from onnxprune.rules.movement import regroup
-from onnxprune.rules.rule import Bound, Node, Table, frozen_all
+from onnxprune.rules.rule import Axes, Bound, Node, Table, frozen_all
 
 MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the axis that it reads
 
@@ -18,8 +20,8 @@ MAX_RUNS = 32  # an index list with more contiguous runs than this freezes the a
 def gather(node: Node) -> None:
     """Gather (opset 1-13): data axes before and after `axis` go through, the indices' axes take its place.
 
-    A constant index list that is made of contiguous runs, or that transposes a product, rearranges the axis; any other
-    index freezes it.
+    A constant index list that is made of contiguous runs, or that transposes a product, rearranges the axis; of a
+    constant grid of indices the factors that one side of the grid counts through go on; any other index freezes it.
     """
     x, index = node.axes(0), node.axes(1)
     at = node.axis(0)
@@ -32,11 +34,14 @@ def gather(node: Node) -> None:
         node.edit(1, Bound(x[at], k), when=(x[at],))
         node.space.split(node.space.split(x[at], k)[1], 1)
         middle = []
-    elif value.size > 1 and (picked := _picked(node, x[at], value.reshape(-1) % x[at].size)) is not None:
+    elif value.ndim > 1 and (grid := _grid(node, x[at], value % x[at].size)) is not None:
+        middle = grid
+        node.renumber(1, x[at], middle)
+        frozen_all(node, index, "structure", "it lists indices")
+    elif value.size and (picked := _picked(node, x[at], value.reshape(-1) % x[at].size)) is not None:
         middle = [picked] if value.ndim == 1 else regroup(node, [picked], value.shape)
         node.renumber(1, x[at], middle)
-        for e in index:
-            node.freeze(e, "structure", "it lists indices")
+        frozen_all(node, index, "structure", "it lists indices")
     else:
         node.freeze(x[at], "picked")
         middle = index
@@ -60,6 +65,40 @@ def _picked(node: Node, axis: Expr, index: NDArray[np.int64]) -> Expr | None:
             node.freeze(inner, "picked")
             return outer
     return None
+
+
+def _grid(node: Node, axis: Expr, index: NDArray[np.int64]) -> Axes | None:
+    """The axes that a constant grid of indices makes of the product `axis`, or None: strided views of a flattened
+    tensor pick windows along some of its axes and count through the others.
+    """
+    row = index.shape[-1]
+    if axis.size % row == 0 and np.array_equal(index % row, np.broadcast_to(np.arange(row), index.shape)):
+        node.space.factor(axis, row)
+    factors = list(children(found)) if isinstance(found := resolve(axis), Prod) else []
+    axes: Axes = [node.fixed(n, "picked") for n in index.shape]
+    counted: set[int] = set()
+    for side in range(index.ndim):
+        for first, last in combinations(range(len(factors) + 1), 2):
+            run = product(*factors[first:last])
+            if run.size > 1 and _counts(index, side, run.size, math.prod(f.size for f in factors[last:])):
+                axes[side] = run
+                counted.update(range(first, last))
+    for k, factor in enumerate(factors):
+        if counted and k not in counted:
+            node.freeze(factor, "picked")
+    return axes if counted else None
+
+
+def _counts(index: NDArray[np.int64], side: int, size: int, inner: int) -> bool:
+    """Whether along axis `side` of a grid of indices the factor of `size` units with `inner` entries each goes 0, 1,
+    ... while all else stays.
+    """
+    if index.shape[side] != size:
+        return False
+    place = index // inner % size
+    steps = np.arange(size).reshape(-1, *[1] * (index.ndim - 1 - side))
+    stays = not np.diff(index - place * inner, axis=side).any()
+    return stays and np.array_equal(place, np.broadcast_to(steps, index.shape))
 
 
 def gather_elements(node: Node) -> None:

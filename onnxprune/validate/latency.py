@@ -3,7 +3,8 @@ and per model the median of its ratio to the first one, round by round, with a b
 
 Two things would make such an interval lie. The machine: what slows it slows a whole round, and a ratio within a round
 loses most of it; a sample during which another process took the CPU away is taken again, and if that does not help its
-round is left aside, as long as enough others remain. And the place in memory where a session happens to lie: the same
+round is left aside, as long as enough others remain. Where they do not, runs of one thread are told by the time that
+their thread had the CPU. And the place in memory where a session happens to lie: the same
 model, opened twice, differed by 2 to 14 % for as long as the sessions lived. So sessions are opened anew many times, in
 shuffled order, and the bootstrap resamples sessions first and then their rounds (as Curtsinger and Berger, "Stabilizer:
 statistically sound performance evaluation", ASPLOS 2013, randomise the layout of programs).
@@ -19,15 +20,16 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.progress import Progress, silent
-from onnxprune.sessions import Feeds, Runnable, Settings, open_session
+from onnxprune.sessions import CPU, Feeds, Runnable, Settings, open_session
 
-SESSIONS, MIN_SESSIONS = 20, 3  # how often all models are opened, if time allows, and at least
+SESSIONS, MIN_SESSIONS = 20, 5  # how often all models are opened, if time allows, and at least
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at most
 MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
 TRIES = 4  # of a sample that is interrupted
@@ -84,7 +86,8 @@ class Timing:
 @dataclass(frozen=True)
 class Comparison:
     """Timings of two or more models, in the order they were given; the first is the reference. `sessions`: how often
-    they were opened; `left_aside`: rounds that were interrupted and not used; `busy`: most were, so all are used.
+    they were opened; `left_aside`: rounds that were interrupted and not used; `busy`: most were, so all are used, told
+    by their time on the CPU where that can be had (`on_cpu`).
     """
 
     timings: tuple[Timing, ...]
@@ -92,6 +95,7 @@ class Comparison:
     sessions: int
     left_aside: int = 0
     busy: bool = False
+    on_cpu: bool = False
 
     @property
     def rounds(self) -> int:
@@ -104,8 +108,17 @@ class Comparison:
             "sessions": self.sessions,
             "rounds_left_aside": self.left_aside,
             "busy": self.busy,
+            "on_cpu": self.on_cpu,
             **self.settings.to_dict(),
         }
+
+
+class Sample(NamedTuple):
+    """Seconds of a run, those of them that its thread had the CPU, and whether another process took it."""
+
+    wall: float
+    cpu: float
+    interrupted: bool
 
 
 def verdict(low: float, high: float) -> str:
@@ -126,33 +139,42 @@ def compare(
     """
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
-    groups: list[Times] = []
-    calm: list[NDArray[np.bool_]] = []
+    groups: list[NDArray[np.float64]] = []  # (rounds, models, a Sample's numbers)
+    tries = TRIES
     while len(groups) < MIN_SESSIONS or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
         progress("latency", min(time.perf_counter() - start, seconds), seconds)
-        rounds = _rounds(models, feeds, settings, seconds, rng)
-        groups.append(np.array([[time_s * 1e3 for time_s, _ in r] for r in rounds]))
-        calm.append(np.array([not any(interrupted for _, interrupted in r) for r in rounds]))
-    quiet = [g[c] for g, c in zip(groups, calm, strict=True) if c.any()]
+        groups.append(np.array(_rounds(models, feeds, settings, seconds, rng, tries), float))
+        tries = (
+            1 if groups[-1][:, :, 2].any(axis=1).all() else TRIES
+        )  # no use where all are interrupted again and again
+    quiet = [g[calm] for g in groups if (calm := ~g[:, :, 2].any(axis=1)).any()]
     busy = len(quiet) < MIN_SESSIONS
-    used = groups if busy else quiet
+    on_cpu = busy and settings.threads == 1 and settings.provider == CPU
+    used = [g[:, :, int(on_cpu)] * 1e3 for g in (groups if busy else quiet)]
     left = sum(map(len, groups)) - sum(map(len, used))
     timings = tuple(_timing([g[:, k] for g in used], [g[:, 0] for g in used], seed) for k in range(len(models)))
-    return Comparison(timings, settings, len(used), left, busy)
+    return Comparison(timings, settings, len(used), left, busy, on_cpu)
 
 
 def _rounds(
-    models: Sequence[Runnable], feeds: Feeds, settings: Settings, seconds: float, rng: np.random.Generator
-) -> list[list[tuple[float, bool]]]:
-    """Rounds of one set of sessions: seconds of each model, and whether it was interrupted."""
+    models: Sequence[Runnable],
+    feeds: Feeds,
+    settings: Settings,
+    seconds: float,
+    rng: np.random.Generator,
+    tries: int = TRIES,
+) -> list[list[Sample]]:
+    """Rounds of one set of sessions: a sample of each model."""
     began = time.perf_counter()
     jobs = {int(k): open_session(models[k], settings) for k in rng.permutation(len(models))}
     repeats = {k: _repeats(job, feeds) for k, job in jobs.items()}
     now = time.perf_counter()
     end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
-    rounds: list[list[tuple[float, bool]]] = []
+    rounds: list[list[Sample]] = []
     while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
-        found = {int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)]) for k in rng.permutation(len(models))}
+        found = {
+            int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)], tries) for k in rng.permutation(len(models))
+        }
         rounds.append([found[k] for k in range(len(models))])
     return rounds
 
@@ -160,7 +182,7 @@ def _rounds(
 def _repeats(job: Any, feeds: Feeds) -> int:
     """Warm up; how many runs make a sample."""
     _sample(job, feeds, 1)
-    return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1)[0], 1e-6)))
+    return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1).wall, 1e-6)))
 
 
 def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Timing:
@@ -169,7 +191,12 @@ def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Ti
 
 
 def interval(groups: Sequence[Times], seed: int) -> tuple[float, float]:
-    """95 % interval of the median of all values, from a bootstrap in two stages: groups, then values within each."""
+    """95 % interval of the median of all values, from a bootstrap in two stages: groups, then values within each.
+
+    With few groups such an interval is too narrow, since what is drawn varies less than what was drawn from, by (n - 1)
+    / n; the percentiles are moved outwards as far as a t interval is wider than a normal one (Hesterberg 2015, "What
+    teachers should know about the bootstrap", expanded percentile intervals).
+    """
     rng = np.random.default_rng(seed)
     sizes = np.array([len(g) for g in groups])
     table = np.full((len(groups), sizes.max()), np.inf)
@@ -183,24 +210,35 @@ def interval(groups: Sequence[Times], seed: int) -> tuple[float, float]:
     total = counts.sum(axis=(1, 2))
     rows = np.arange(RESAMPLES)
     medians = (ordered[rows, (total - 1) // 2] + ordered[rows, total // 2]) / 2
-    low, high = np.percentile(medians, [2.5, 97.5])
+    tail = expanded_tail(len(groups))
+    low, high = np.quantile(medians, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def _calm_sample(job: Any, feeds: Feeds, repeat: int) -> tuple[float, bool]:
-    for _ in range(TRIES):
-        seconds, interrupted = _sample(job, feeds, repeat)
-        if not interrupted:
+def expanded_tail(groups: int) -> float:
+    """The share beyond each end of a 95 % percentile interval of `groups` groups: 0.025 for many, less for few."""
+    normal, n = NormalDist(), max(groups, 2)
+    z, freedom = normal.inv_cdf(0.975), n - 1
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    t = z + sum(term / freedom ** (k + 1) for k, term in enumerate(terms))  # Student's, by Cornish and Fisher's series
+    return normal.cdf(-t * math.sqrt(n / freedom))
+
+
+def _calm_sample(job: Any, feeds: Feeds, repeat: int, tries: int) -> Sample:
+    for _ in range(tries):
+        sample = _sample(job, feeds, repeat)
+        if not sample.interrupted:
             break
-    return seconds, interrupted
+    return sample
 
 
-def _sample(job: Any, feeds: Feeds, repeat: int) -> tuple[float, bool]:
-    """Seconds per run, and whether another process took the CPU meanwhile."""
-    taken, start = _times_taken(), time.perf_counter()
+def _sample(job: Any, feeds: Feeds, repeat: int) -> Sample:
+    """A sample of some runs, its times per run."""
+    taken, start, worked = _times_taken(), time.perf_counter(), time.thread_time()
     for _ in range(repeat):
         job.run(None, feeds)
-    return (time.perf_counter() - start) / repeat, _times_taken() > taken
+    wall, cpu = time.perf_counter() - start, time.thread_time() - worked
+    return Sample(wall / repeat, cpu / repeat, _times_taken() > taken)
 
 
 def _times_taken() -> int:

@@ -15,7 +15,7 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ SESSIONS = 6
 MIN_RUNS, MAX_RUNS = 3, 20  # of a session, and one to warm up
 MAX_EVENTS = 5_000  # of a session, if possible: each is a line of a kilobyte in the profiler's file
 DIGITS = 6  # of milliseconds
+BETWEEN = ""  # stands for a kernel: the part of a run that is in none
 LISTED = 5  # operators named in the description of a fused kernel
 
 Times = NDArray[np.float64]
@@ -144,11 +145,29 @@ def profile(
     """Profile models on one feed for about `seconds` (at least MIN_RUNS runs each). InputError for other providers than
     the CPU's: their kernels go on running when the profiler's clock has stopped.
     """
+    plain = [InlineFunctions().run(State(g)) for g in models]
+    kernels, _, runs = kernel_times(plain, feeds, settings, seconds, seed, progress)
+    rows = tuple(tuple(node_rows((plain[0], kernels[0]), (plain[k], kernels[k]))) for k in range(1, len(plain)))
+    totals = tuple(sum(k.median_ms for k in found) for found in kernels)
+    return Profile(tuple(operator_rows(kernels)), rows, totals, runs, SESSIONS)
+
+
+def kernel_times(
+    models: Sequence[Graph],
+    feeds: Feeds,
+    settings: Settings,
+    seconds: float = 2.0,
+    seed: int = 0,
+    progress: Progress = silent,
+    summary: Callable[[Times], float] = np.median,
+) -> tuple[list[list[Kernel]], list[float], int]:
+    """The kernels of models without functions of their own, milliseconds of each that are in no kernel, and how often
+    each ran; see `profile`. `summary`: of the runs of a session.
+    """
     if settings.provider != CPU:
         raise InputError(f"a profile needs provider {CPU}: the times of {settings.provider} are not those of kernels")
-    plain = [InlineFunctions().run(State(g)) for g in models]
-    programs = [program(numbered(g)) for g in plain]
-    most = max(MIN_RUNS, min(MAX_RUNS, MAX_EVENTS // max(1, *(len(g.nodes) for g in plain))))
+    programs = [program(numbered(g)) for g in models]
+    most = max(MIN_RUNS, min(MAX_RUNS, MAX_EVENTS // max(1, *(len(g.nodes) for g in models))))
     rng = np.random.default_rng(seed)
     taken: list[list[dict[str, Times]]] = []
     with tempfile.TemporaryDirectory(prefix="onnxprune-") as name:
@@ -156,12 +175,11 @@ def profile(
         for k in range(SESSIONS):
             progress("profile", k, SESSIONS)
             taken.append(_session(programs, feeds, settings, folder, most, seconds / SESSIONS, rng, first=k == 0))
-        made = [onnx.load(folder / f"{k}.onnx", load_external_data=False) for k in range(len(plain))]
-    kernels = [_kernels(g, m, [t[k] for t in taken]) for k, (g, m) in enumerate(zip(plain, made, strict=True))]
-    rows = tuple(tuple(node_rows((plain[0], kernels[0]), (plain[k], kernels[k]))) for k in range(1, len(plain)))
-    totals = tuple(sum(k.median_ms for k in found) for found in kernels)
-    runs = sum(len(next(iter(t[0].values()), ())) for t in taken)
-    return Profile(tuple(operator_rows(kernels)), rows, totals, runs, SESSIONS)
+        made = [onnx.load(folder / f"{k}.onnx", load_external_data=False) for k in range(len(models))]
+    sessions = [[t[k] for t in taken] for k in range(len(models))]
+    kernels = [_kernels(g, m, s, summary) for g, m, s in zip(models, made, sessions, strict=True)]
+    between = [float(np.median([summary(t[BETWEEN]) for t in s])) for s in sessions]
+    return kernels, between, sum(len(t[0][BETWEEN]) for t in taken)
 
 
 def _session(
@@ -190,24 +208,27 @@ def _session(
     return [{name: times[1:] / 1e3 for name, times in f.items()} for f in found]
 
 
-def _kernels(graph: Graph, made: onnx.ModelProto, sessions: Sequence[dict[str, Times]]) -> list[Kernel]:
+def _kernels(
+    graph: Graph, made: onnx.ModelProto, sessions: Sequence[dict[str, Times]], summary: Callable[[Times], float]
+) -> list[Kernel]:
     """The kernels of a model, from the graph that ONNX Runtime made of it and their times in every session."""
     nodes = flatten(made.graph)[0]
     names = [kernel_name(node, k) for k, node in enumerate(nodes)]
     found = zip(names, nodes, origins(graph, nodes), strict=True)
     return [
-        Kernel(name, kernel_operator(node), origin, np.array([float(np.median(s[name])) for s in sessions]))
+        Kernel(name, kernel_operator(node), origin, np.array([float(summary(s[name])) for s in sessions]))
         for name, node, origin in found
         if all(name in s for s in sessions)
     ]
 
 
 def run_times(events: Iterable[Mapping[str, Any]]) -> dict[str, Times]:
-    """Microseconds of every kernel in each run, without those of kernels that run inside it; from the events of one
-    profile.
+    """Microseconds of every kernel in each run, without those of kernels that run inside it, and of what is between
+    kernels; from the events of one profile.
     """
     events = sorted((e for e in events if "dur" in e), key=lambda e: (e["ts"], -e["dur"]))
-    starts = [e["ts"] for e in events if e["name"] == "model_run"]
+    runs = [e for e in events if e["name"] == "model_run"]
+    starts = [e["ts"] for e in runs]
     found: dict[str, Times] = defaultdict(lambda: np.zeros(len(starts)))
     around: list[tuple[float, str]] = []  # kernels that are running, by their end
     for e in events:
@@ -220,7 +241,8 @@ def run_times(events: Iterable[Mapping[str, Any]]) -> dict[str, Times]:
         if around:
             found[around[-1][1]][run] -= e["dur"]
         around.append((e["ts"] + e["dur"], name))
-    return dict(found)
+    inside = sum(found.values(), np.zeros(len(starts)))
+    return {**found, BETWEEN: np.array([e["dur"] for e in runs]) - inside}
 
 
 def operator_rows(models: Sequence[Sequence[Kernel]]) -> list[OperatorRow]:

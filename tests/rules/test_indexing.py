@@ -6,6 +6,8 @@ import pytest
 
 from tests.common import Row, check_row, check_sensitive, image, tokens, vector
 
+# rows 0-2 and 2-4 of two heads with 6 rows of 4 channels
+WINDOWS = ",".join(str(24 * h + 8 * w + i) for h in range(2) for w in range(2) for i in range(12))
 GATHER = [
     Row("Gather", "embedding", "(int64[N,5] i) => (float[N,5,3] y) <float[9,8] A, float[8,3] B> { h = Gather(A, i) y ="
         " MatMul(h, B) }", "A:1=8",
@@ -21,6 +23,11 @@ GATHER = [
     Row("Gather", "scalar unit", vector("p = Gather <axis = 1> (h, k) u = Unsqueeze(p, o) g = Mul(h, u)", "int64 k ="
         " {3}, int64[1] o = {1}"),
         "A:1/0=3 A:1/1=4"),
+    Row("Gather", "list of one", vector("p = Gather <axis = 1> (h, k) g = Mul(h, p)", "int64[1] k = {-5}"),
+        "A:1/0=3 A:1/1=4"),
+    Row("Gather", "heads that share keys", tokens("f = Reshape(h, s) q = Slice(f, zero, two, two) k = Gather <axis = 2>"
+        " (f, third) m = Mul(q, k) g = Reshape(m, t)", "int64[4] s = {0,0,4,2}, int64[1] zero = {0}, int64[1] two ="
+        " {2}, int64[1] third = {-2}, int64[3] t = {0,0,4}").replace("[8,3] B", "[4,3] B"), "A:1/0=2 A:1/1=2"),
     Row("Gather", "list of runs", vector("p = Gather <axis = 1> (h, k) g = Relu(p)", "int64[8] k = {4,5,6,7,0,1,2,3}"),
         "A:1/0=4 A:1/1=4"),
     Row("Gather", "negative list of runs", vector("p = Gather <axis = -1> (h, k) g = Relu(p)", "int64[5] k ="
@@ -47,6 +54,19 @@ GATHER = [
     Row("Gather", "matrix of scattered indices", vector("p = Gather <axis = 1> (h, k) f = Flatten(p) g = Relu(f)",
         "int64[2,40] k = {" + ",".join(str(i * 3 % 8) for i in range(80)) + "}").replace("[8,3] B", "[80,3] B"),
         "k:0=2 k:1=40", "A:1=picked"),
+    Row("Gather", "windows of a flattened tensor", "(float[6,4] x) => (float[2,2,3,3] y) <float[4,8] A, float[4,3] B,"
+        " int64[3] s = {6,2,4}, int64[1] flat = {-1}, int64[2,2,3,4] k = {"
+        + WINDOWS + "}> { h ="
+        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) y ="
+        " MatMul(g, B) }", "A:1/1=4"),
+    Row("Gather", "windows of heads", "(float[6,4] x) => (float[2,3,3] y) <float[4,8] A, float[8,3] B, int64[3] s ="
+        " {6,2,4}, int64[1] flat = {-1}, int64[3] j = {2,3,-1}, int64[2,2,3,4] k = {"
+        + WINDOWS + "}> { h ="
+        " MatMul(x, A) r = Reshape(h, s) t = Transpose <perm = [1,0,2]> (r) f = Reshape(t, flat) g = Gather(f, k) p ="
+        " Transpose <perm = [1,2,0,3]> (g) m = Reshape(p, j) y = MatMul(m, B) }", "A:1/0=2 A:1/1=4"),
+    Row("Gather", "grid that mixes rows", "(float[6,4] x) => (float[3,2,3] y) <float[4,8] A, float[8,3] B, int64[1]"
+        " flat = {-1}, int64[3,2,8] k = {" + ",".join(str((i * 5 + i // 8 % 2) % 48) for i in range(48)) + "}> { h ="
+        " MatMul(x, A) f = Reshape(h, flat) g = Gather(f, k) y = MatMul(g, B) }", "k:2=8", "A:1=picked"),
     Row("Gather", "index at run time", "(float[N,4] x, int64[5] k) => (float[N,5] y) <float[4,8] A> { h = MatMul(x, A)"
         " y = Gather <axis = 1> (h, k) }", "",
         "A:1=index"),

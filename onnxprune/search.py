@@ -1,0 +1,179 @@
+"""Budgets that are met by measuring what comes of them. The passes up to the first cut run once, the others at every
+try.
+
+max_drop       bisection for the fewest MACs at which the metric loses no more than allowed
+latency,       the latency model (`timing`) chooses widths for a share of the time; what they make is measured against
+latency_ms     the original, end to end, and the share that is asked of the model is corrected by what was missed, until
+               the measured ratio is close to the one that is wanted. Nothing is recovered on the way: weights do not
+               change how long a model takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from onnxprune.criteria import OBS
+from onnxprune.errors import GateError, InputError
+from onnxprune.manager import Pass, PassManager, PassResult, State
+from onnxprune.metrics import Yardstick
+from onnxprune.passes import RECOVERING
+from onnxprune.passes.prune import Prune
+from onnxprune.plan import Budget
+from onnxprune.progress import Progress
+from onnxprune.sensitivity import Sensitivity, analyse
+from onnxprune.sessions import program
+from onnxprune.stopwatch import Stopwatch
+from onnxprune.timing import Attempt, Clock
+
+SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
+TRIES = 6  # of a latency
+CLOSE, TOLERANCE = 0.02, 0.05  # of the wanted latency: where the search ends, and what is let pass
+
+
+@dataclass(frozen=True)
+class Found:
+    """A run of all passes, and the error curves that it took."""
+
+    state: State
+    results: list[PassResult]
+    curves: Sensitivity | None = None
+
+
+class Search:
+    """A budget, the passes, and the state before the first cut."""
+
+    def __init__(self, manager: PassManager, first: State, progress: Progress) -> None:
+        at = next((k for k, p in enumerate(manager.passes) if isinstance(p, Prune)), None)
+        if at is None or first.budget is None:
+            raise InputError("max_drop, latency and latency_ms need a pass `prune` that is left open for them")
+        self.budget, self.progress, self.verify_each = first.budget, progress, manager.verify_each
+        self.after = manager.passes[at:]
+        self.ready = replace(first)
+        self.results = self._manager(manager.passes[:at]).run(self.ready, progress)
+        self.curves: Sensitivity | None = None
+
+    def measure_curves(self) -> None:
+        """The error curves, if they are needed and not given."""
+        wanted = self.budget.scope == "global" and self.budget.criterion in ("", OBS)
+        if self.ready.curves is None and self.ready.data is not None and wanted and not self.ready.cuts:
+            self.curves = sensitivity_of(self.ready, self.progress)
+            self.ready.curves = self.curves.curves
+
+    def at(self, budget: Budget, passes: Sequence[Pass] | None = None, progress: Progress | None = None) -> Found:
+        """The passes from the first cut on at another budget. InputError if it cannot be reached."""
+        ready = self.ready
+        tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
+        results = self._manager(self.after if passes is None else passes).run(tried, *([progress] if progress else []))
+        return Found(tried, self.results + results, self.curves)
+
+    def _manager(self, passes: Sequence[Pass]) -> PassManager:
+        return PassManager(tuple(passes), self.verify_each)
+
+
+def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
+    """The run that keeps the fewest MACs of those at which the metric loses no more than `max_drop`."""
+    allowed = search.budget.max_drop or 0.0
+    search.measure_curves()
+    low, high = 0.0, 1.0
+    best: Found | None = None
+    for k in range(SEARCHES):
+        macs = (low + high) / 2
+        search.progress(f"{macs:.1%} of the MACs", k, SEARCHES)
+        try:
+            tried = search.at(replace(search.budget, macs=macs, max_drop=None))
+        except InputError:  # the least that may be kept is more
+            low = macs
+            continue
+        if yardstick.read("tried", program(tried.state.graph)).drop <= allowed:
+            high, best = macs, tried
+        else:
+            low = macs
+    if best is None:
+        raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
+    return best
+
+
+def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
+    """The run whose result takes the wanted share of the original's time. InputError if the model says that it cannot
+    be, GateError if the measurement does.
+    """
+    wanted = _share(search.budget, watch)
+    cut_only = [p for p in search.after if not isinstance(p, RECOVERING)]
+    search.measure_curves()
+    tries: list[tuple[Attempt, Found]] = []
+    asked = wanted
+    for k in range(TRIES):
+        search.progress(f"latency {asked:.3g} of the original", k, TRIES)
+        try:
+            found = search.at(replace(search.budget, latency=asked, latency_ms=None), cut_only)
+        except InputError:
+            if not tries:
+                raise
+            break
+        predicted = clock.predicted(found.state.cuts) or 1.0
+        if any(predicted == a.predicted for a, _ in tries):  # the same widths again
+            break
+        timing = watch.settled(found.state.graph, k).timings[-1]
+        tries.append((Attempt(asked, predicted, timing.ratio, timing.ci95), found))
+        clock.attempts = tuple(a for a, _ in tries)
+        if abs(timing.ratio / wanted - 1) <= CLOSE:
+            break
+        asked = _next([a for a, _ in tries], wanted)
+    good = [t for t in tries if t[0].measured <= wanted * (1 + TOLERANCE)]
+    if not good:
+        least = min(a.measured for a, _ in tries)
+        raise GateError(
+            f"latency {wanted:.3g} of the original cannot be reached: the fastest result that was measured takes"
+            f" {least:.3g} of it; nothing was saved"
+        )
+    attempt, found = min(good, key=lambda t: abs(math.log(t[0].measured / wanted)))
+    if len(cut_only) < len(search.after):
+        found = _recovered(search, attempt, found)
+    found.state.budget = search.budget
+    return found
+
+
+def _recovered(search: Search, attempt: Attempt, found: Found) -> Found:
+    """The same cut with its recoveries."""
+    if len(found.state.cuts) != 1:
+        return search.at(replace(search.budget, latency=attempt.asked, latency_ms=None), progress=search.progress)
+    plan, search.ready.plan = search.ready.plan, found.state.cuts[0].plan
+    try:
+        return search.at(search.budget, progress=search.progress)
+    finally:
+        search.ready.plan = plan
+
+
+def _share(budget: Budget, watch: Stopwatch) -> float:
+    """The wanted latency as a share of the original's."""
+    if budget.latency_ms is None:
+        return budget.latency or 1.0
+    now = watch.original_ms
+    if budget.latency_ms >= now:
+        raise InputError(f"latency_ms {budget.latency_ms:.6g} is met already: the original takes {now:.4g} ms here")
+    return budget.latency_ms / now
+
+
+def _next(tries: Sequence[Attempt], wanted: float) -> float:
+    """What to ask of the model: what was asked, corrected by what came of it; between two tries, by the line through
+    them.
+    """
+    below = max((a for a in tries if a.measured < wanted), key=lambda a: a.measured, default=None)
+    above = min((a for a in tries if a.measured >= wanted), key=lambda a: a.measured, default=None)
+    if below and above and above.asked > below.asked and above.measured > below.measured:
+        part = math.log(wanted / below.measured) / math.log(above.measured / below.measured)
+        return float(below.asked * (above.asked / below.asked) ** part)
+    last = tries[-1]
+    return min(last.asked * wanted / last.measured, 0.999)
+
+
+def sensitivity_of(ready: State, progress: Progress, jobs: int = 1) -> Sensitivity:
+    """Error curves of a graph that is ready to be cut, and the bases that it is in."""
+    if ready.calibration is None:
+        raise InputError("sensitivities need calibration data: give --data")
+    tell = partial(progress, "sensitivity of dims")
+    found = analyse(ready.calibration, ready.typed.prunable, ready.model, jobs, tell)
+    return replace(found, bases=(ready.bases or {}) if ready.turn else {})
