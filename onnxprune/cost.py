@@ -217,7 +217,7 @@ def _mixture(node: NodeProto, s: Signature) -> list[Axes]:
 _MACS = {
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
-    **dict.fromkeys(("QLinearConv", "ConvInteger"), _conv),
+    **dict.fromkeys(("QLinearConv", "com.microsoft.QLinearConv", "ConvInteger"), _conv),
     **dict.fromkeys(("Gemm", "MatMul", "QLinearMatMul", "MatMulInteger", "com.microsoft.QGemm"), _matmul),
     **dict.fromkeys(("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"), _matmul),
     "com.microsoft.DynamicQuantizeLSTM": _recurrent,

@@ -55,10 +55,10 @@ def batch_size(graph: Graph, binding: Binding) -> int:
     return firsts.pop() if free and len(firsts) == 1 else 1
 
 
-def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
-    """Seeded inputs. Floats: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers: below the length
-    of the table that they index, or what the graph compares them with; else ones (zeros and ones for odd seeds, a one
-    first).
+def random_feeds(graph: Graph, binding: Binding, seed: int = 0, size: float = 1.0) -> Feeds:
+    """Seeded inputs. Floats, times `size`: standard normal for even seeds, uniform in [0, 1) for odd ones. Integers:
+    below the length of the table that they index, or what the graph compares them with; else ones (zeros and ones for
+    odd seeds, a one first).
     """
     rng = np.random.default_rng(seed)
     draw = rng.random if seed % 2 else rng.standard_normal
@@ -73,7 +73,7 @@ def random_feeds(graph: Graph, binding: Binding, seed: int = 0) -> Feeds:
         elif kind.kind == "O":
             feeds[value.name] = np.full(shape, "a", object)
         else:
-            feeds[value.name] = np.asarray(draw(shape)).astype(kind)
+            feeds[value.name] = np.asarray(size * draw(shape)).astype(kind)
     return feeds
 
 

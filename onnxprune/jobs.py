@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,10 +132,16 @@ class Site:
 
 @dataclass
 class Product:
+<<<<<<< HEAD
     """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `window`: what
     an activation behind it lets through, where that is what counts.
+=======
+    """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `mixes`: what
+    is found is not yet what is stored.
+>>>>>>> main
     """
 
+    mixes: ClassVar[bool] = False
     sites: list[Site]
     level: int
     early: bool = False
@@ -143,9 +149,12 @@ class Product:
     biased: bool = True
     window: Window | None = None
     _collector: Collector | None = None
+<<<<<<< HEAD
     _rows: Rows | None = None
     _weight: Array | None = None
     _bias: Array | None = None
+=======
+>>>>>>> main
 
     @property
     def linear(self) -> Linear:
@@ -170,8 +179,11 @@ class Product:
         bias = np.zeros(1, np.float32) if not x.bias else graph.array(x.bias).astype(np.float32).reshape(-1) * x.beta
         wide = np.broadcast_to(bias, (x.size[0] * x.size[2],)).reshape(weight.shape[0], -1)
         self._collector = mend(weight, wide, spare_bias=self.new, biased=self.biased)
+<<<<<<< HEAD
         self._weight, self._bias = weight, wide
         self._rows = Rows.some(self.window, wanted_rows(x.size[1]), x.size) if self.window else None
+=======
+>>>>>>> main
 
     def take(self, feed: Feed) -> None:
         for site in self.sites:
@@ -196,6 +208,7 @@ class Product:
         if self._collector is None or self._weight is None or self._bias is None:
             return []
         x, kind = self.linear, bench.graph.array(self.linear.weight).dtype
+<<<<<<< HEAD
 
         def stored(m: Array) -> Array:
             return x.matrix(x.unmatrix(m).astype(kind).astype(np.float32))
@@ -204,13 +217,23 @@ class Product:
         if self._rows is not None:
             found = self._rows.polish((old, self._bias), found, stored)
         self._collector, self._rows, self._weight = None, None, None  # lets go of its sums
+=======
+        found = self._collector.solve(lambda m: m.astype(kind).astype(np.float32))
+        self._collector = None  # lets go of its sums
+>>>>>>> main
         name = x.node.name or x.out
-        if found.weight is not old:
-            bench.store([(s.linear.index, 1) for s in self.sites], x.unmatrix(found.weight).astype(kind), x.weight)
+        if found.after == found.before and not self.mixes:
+            return [Mended(name, found.before, found.after)]
+        found = self.narrowed(found)
+        bench.store([(s.linear.index, 1) for s in self.sites], x.unmatrix(found.weight).astype(kind), x.weight)
         if self.biased:
             bias = (found.bias.reshape(-1) / x.beta).astype(kind)
             bench.store(bias_places(bench.graph, [s.linear for s in self.sites]), bias, f"{x.out}.bias")
         return [Mended(name, found.before, found.after, found.penalty)]
+
+    def narrowed(self, found: Solution) -> Solution:
+        """What is stored of a solution."""
+        return found
 
 
 def bias_places(graph: Graph, linears: Iterable[Linear]) -> list[tuple[int, int]]:

@@ -128,15 +128,18 @@ def _matched_zero(
     (j, axis), inputs = read.partner or (0, 0), typed.signatures[i].inputs
     weights = real(typed.graph, i, j) if typed.graph.nodes[i].op_type in CONVOLUTIONS else None
     if weights is not None:
-        return _grouped_zero(typed, i, j, weights, kept)
+        return _grouped_zero(typed, i, read, weights, kept)
     units = gather((inputs[j] or [])[axis], other, np.logical_and.reduce)
     return spread((inputs[read.input] or [])[read.axis], units, np.logical_or, False).astype(bool)
 
 
-def _grouped_zero(typed: TypedGraph, i: int, j: int, weights: NDArray[Any], kept: dict[Dim, Mask]) -> NDArray[np.bool_]:
+def _grouped_zero(
+    typed: TypedGraph, i: int, read: Read, weights: NDArray[Any], kept: dict[Dim, Mask]
+) -> NDArray[np.bool_]:
     """Per input channel (g*I) of a grouped convolution: whether its group's remaining filters ignore it."""
-    axes = typed.signatures[i].inputs[j] or []
+    inputs, (j, _) = typed.signatures[i].inputs, read.partner or (0, 0)
+    axes = inputs[j] or []
     w = (weights != 0).reshape(axes[0].size, axes[1].size, -1).any(axis=2)
     w = w & keep(axes[0], kept)[:, None]
-    g = (typed.signatures[i].inputs[0] or [])[1].size // axes[1].size
+    g = (inputs[read.input] or [])[read.axis].size // axes[1].size
     return np.asarray(~w.reshape(g, -1, axes[1].size).any(axis=1).reshape(-1))

@@ -15,7 +15,10 @@ from onnxprune.rules.rule import Edit
 
 HEADS = ("num_heads", "kv_num_heads")  # attributes that count heads
 HIDDEN = {"LSTM": 2, "GRU": 2, "RNN": 2, "com.microsoft.DynamicQuantizeLSTM": 1}  # the axis of R that is summed
-CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "com.microsoft.FusedConv")
+CONVOLUTIONS = (
+    *("Conv", "ConvTranspose", "QLinearConv", "ConvInteger"),
+    *("com.microsoft.FusedConv", "com.microsoft.QLinearConv"),
+)
 PRODUCTS = (
     *("MatMul", "Gemm", "Einsum", "MatMulInteger", "QLinearMatMul", "com.microsoft.QGemm"),
     *("com.microsoft.MatMulIntegerToFloat", "com.microsoft.DynamicQuantizeMatMul"),

@@ -75,7 +75,8 @@ class Budget:
             raise InputError(
                 f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
             )
-        _check_amount(given[0], getattr(self, given[0]))
+        for name in given:
+            _check_amount(name, getattr(self, name))
         if self.scope not in ranking.SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {', '.join(ranking.SCOPES)}")
         if not isinstance(self.criterion, str) or self.criterion not in ("", OBS):

@@ -20,10 +20,11 @@ from onnxprune.progress import Progress
 from onnxprune.report.report import Report
 from onnxprune.sessions import Feeds, program
 from onnxprune.validate import numerics
-from onnxprune.validate.surgery_check import TOLERANCE, SurgeryCheck, relative_error, surgery_check
+from onnxprune.validate.closeness import TOLERANCE, relative_error
+from onnxprune.validate.surgery_check import SurgeryCheck, surgery_check
 
 CHECK_SAMPLES = 64  # of the user's data, for the surgery check
-RANDOM_FEEDS = 2  # one of each kind
+RANDOM_SIZES = (1.0, 1.0, 0.05)  # of a random feed of each kind, and a faint one: biases and tails of activations show
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def look(
     """Run the original on what it will be compared on, so that data and metrics that do not fit are told at once."""
     progress("running the original")
     first, second = pair
-    random = [random_feeds(graph, first, seed + k) for k in range(RANDOM_FEEDS)]
+    random = [random_feeds(graph, first, seed + k, size) for k, size in enumerate(RANDOM_SIZES)]
     resized = [random_feeds(graph, second, seed)] if second.shapes != first.shapes else []
     on = "the random inputs" if tests is None else "the data"
     pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled

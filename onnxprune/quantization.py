@@ -40,15 +40,17 @@ class Operand:
 
 _BINARY = (Operand(0, 1, 2, 0), Operand(3, 4, 5, 0))
 _UNARY = (Operand(0, 1, 2, 0),)
+_CONV = (Operand(0, 1, 2, 0), Operand(3, 4, 5, 0), Operand(8))
 _STANDARD: dict[str, tuple[Operand, ...]] = {
     "DequantizeLinear": (Operand(0, 1, 2),),
-    "QLinearConv": (Operand(0, 1, 2, 0), Operand(3, 4, 5, 0), Operand(8)),
+    "QLinearConv": _CONV,
     "QLinearMatMul": (Operand(0, 1, 2, -2), Operand(3, 4, 5, -1)),
     "ConvInteger": (Operand(0, None, 2, 0), Operand(1, None, 3, 0)),
     "MatMulInteger": (Operand(0, None, 2, -2), Operand(1, None, 3, -1)),
 }
 _MICROSOFT: dict[str, tuple[Operand, ...]] = {
     "DequantizeLinear": (Operand(0, 1, 2),),
+    "QLinearConv": _CONV,
     "DynamicQuantizeMatMul": (Operand(1, 2, 3, -1),),
     "MatMulIntegerToFloat": (Operand(0, 2, 4, -2), Operand(1, 3, 5, -1)),
     "QGemm": (Operand(0, 1, 2, 0), Operand(3, 4, 5, -1), Operand(6)),

@@ -14,7 +14,7 @@ control flow; weights that are not stored floats; products of activations.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -34,31 +34,44 @@ from onnxprune.quantization import quantised_use
 from onnxprune.rectified import Window, window_behind
 from onnxprune.recurrence import refusal
 from onnxprune.regression import Regression
+from onnxprune.scores import Projection, Side, find
 from onnxprune.sessions import Feeds
 from onnxprune.stages import LIMIT_BYTES, Stages
 from onnxprune.storage import tensor
 from onnxprune.survivors import Survivors, downstream
 from onnxprune.trace import Trace
 
-SUMS_BYTES = 3 << 29  # of what is summed over rows at once
+SUMS_BYTES = 1 << 30  # of what is summed over rows at once
 Left = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Way:
     """How products are mended: `mend` makes what collects their rows. `norms`: kinds of normalisations whose scales are
+<<<<<<< HEAD
     mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum.
     `passed`: of what an activation follows, only what that lets through counts.
+=======
+    mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum;
+    `scores`: queries and keys aim at the original's scores.
+>>>>>>> main
     """
 
     mend: Mend
     norms: tuple[str, ...] = ()
     cut: bool = True
     residual: bool = True
+<<<<<<< HEAD
     passed: bool = False
 
 
 REFIT = Way(Regression, (CENTRED, UNCENTRED), passed=True)
+=======
+    scores: bool = False
+
+
+REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True)
+>>>>>>> main
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
 
@@ -77,7 +90,7 @@ def recover(
     Returns the graph with new weights, what was mended, and what was not and why.
     """
     ready = with_places(graph, cuts, facts)
-    work = _Plan(ready, facts, cuts, way, set(ready.tensors) - set(graph.tensors))
+    work = _Plan(ready, facts, cuts, way, set(ready.tensors) - set(graph.tensors), next(iter(feeds)))
     if not work.jobs:
         return graph, [], work.left
     bench, done = Workbench(ready), list[Mended]()
@@ -162,7 +175,7 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
 class _Plan:
     """The jobs of one recovery, and what is left alone."""
 
-    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], way: Way, new: set[str]) -> None:
+    def __init__(self, graph: Graph, facts: Trace, cuts: Sequence[Cut], way: Way, new: set[str], feed: Feeds) -> None:
         self.graph, self.facts, self.way, self.new = graph, facts, way, new
         self.survivors = Survivors(cuts)
         self.original = cuts[0].typed
@@ -173,12 +186,14 @@ class _Plan:
         found: dict[int, Linear] = {**linears(graph), **self._norms()}
         layers = [i for i, n in enumerate(graph.nodes) if operator(n) in RECURRENT and touched & set(n.output)]
         self.levels = _levels(graph, {*found, *layers})
+        self.scored: set[int] = set()
+        self.sides = self._scores(touched, feed) if way.scores else {}
         uses: dict[str, list[Linear]] = {}
         for x in found.values():
             uses.setdefault(x.weight, []).append(x)
         concerned = self.survivors.concerned(graph, found)
         for sites in uses.values():
-            if any(x.index in concerned for x in sites):
+            if any(x.index in concerned or x.out in self.sides for x in sites):
                 self._product(sites)
         for i in layers:
             self._recurrent(i)
@@ -202,8 +217,9 @@ class _Plan:
             self.left.append((x.node.name or x.out, refused or "the original has no such tensor"))
             return
         level = max(self.levels[s.data] for s in sites)
-        biased = not isinstance(x, Norm) or x.kind != UNCENTRED
+        biased = x.kind != UNCENTRED if isinstance(x, Norm) else bool(x.bias) or x.node.op_type != "MatMul"
         early = any(self.levels[s.data] < level for s in sites)
+<<<<<<< HEAD
         window = self._window(kept) if biased else None
         self.jobs.append(Product(kept, level, early, x.bias in self.new, biased, window))
 
@@ -212,6 +228,39 @@ class _Plan:
         if not self.way.passed or len(sites) > 1:
             return None
         return window_behind(self.graph, sites[0].target if sites[0].minus else sites[0].linear.out)
+=======
+        if len(kept) == 1 and x.out in self.sides and kept[0].target == x.out:
+            self.jobs.append(self._projection(kept[0], level, x.bias in self.new, biased))
+        else:
+            self.jobs.append(Product(kept, level, early, x.bias in self.new, biased))
+
+    def _scores(self, touched: set[str], feed: Feeds) -> dict[str, list[Side]]:
+        """By output of the product that makes them, the sides of attention scores of which channels are gone."""
+        source, found, made = self.source, {x.out: x for x in linears(self.source).values()}, dict[str, list[Side]]()
+        for i, node in enumerate(self.graph.nodes):
+            k = self.source.producer.get(node.output[0], -1) if operator(node) == "MatMul" else -1
+            if k < 0 or node.output[0] not in touched or any(n in source.constants for n in source.nodes[k].input):
+                continue
+            masks = {n: self.survivors.masks(n) for n in source.nodes[k].input}
+            sides = find(source, self.original.facts, k, found, masks, feed)
+            for side in sides or ():
+                made.setdefault(side.linear.out, []).append(side)
+                self.scored.add(i)
+        return made
+
+    def _projection(self, site: Site, level: int, new: bool, biased: bool) -> Product:
+        sides = self.sides[site.linear.out]
+        x, (inputs, outputs) = sides[0].linear, (self._kept(n) for n in (sides[0].linear.data, site.linear.out))
+        whole = x.matrix(self.source.array(x.weight))[0][inputs]
+        open_site = replace(site, masks=[*site.masks[:-1], np.ones_like(outputs)])
+        return Projection([open_site], level, False, new, biased, sides=sides, whole=whole, kept=outputs)
+
+    def _kept(self, name: str) -> Mask:
+        """What is left of the last axis."""
+        masks = self.survivors.masks(name)
+        assert masks is not None
+        return masks[-1]
+>>>>>>> main
 
     def _refusal(self, sites: Sequence[Linear]) -> str:
         users = {(x.index, 1) for x in sites}
@@ -276,10 +325,18 @@ class _Plan:
 
     def _others(self, touched: set[str], mended: set[int]) -> None:
         """Touched products that are no jobs, with the reasons."""
-        inside = inner_names(self.graph.nodes)
+        inside, direct = inner_names(self.graph.nodes), self.survivors.touched()
+        done = mended | self.scored
         for i, node in enumerate(self.graph.nodes):
-            if operator(node) in KINDS and i not in mended and touched & set(node.output):
+            weights = set(node.input[1:2]) & set(self.graph.constants) or self._is_stored(node)
+            concerned = (
+                touched if weights else direct
+            )  # others have nothing to mend but where they sum over what is gone
+            if operator(node) in KINDS and i not in done and concerned & set(node.output):
                 self.left.append((node.name or node.output[0], self._why(i, node, inside)))
+
+    def _is_stored(self, node: NodeProto) -> bool:
+        return len(node.input) > 1 and _is_dequantised(self.graph, node.input[1])
 
     def _why(self, i: int, node: NodeProto, inside: set[str]) -> str:
         if node.output[0] in inside:

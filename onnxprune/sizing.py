@@ -5,8 +5,9 @@
 
 A table says what is tried, the most usual sizes first; odd primes, since shared factors may align by accident. Files
 leave axes free that are not: one sample at a time, images of multiples of 32, masks as long as the past and the present
-together. So sizes are found by running. Where the usual second sizes do not fit, each free axis is moved alone, and
-what moves alone is tried together; an axis that fits one size only counts as static.
+together. So sizes are found by running. The second sizes are much larger, for what a network that halves its input six
+times makes of 11 and of 13 is the same. Where they do not fit, each free axis is moved alone, and what moves alone is
+tried together; an axis that fits one size only counts as static.
 """
 
 from __future__ import annotations
@@ -46,9 +47,12 @@ LENGTH_SIZES = (
 )
 IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
 OWN_SIZES = 16  # of a model that are tried
-NOT_FINITE = 5  # sizes at which a model runs, but gives no numbers, before the first of them is taken
+NOT_TELLING = 5  # sizes at which a model runs, but gives no numbers, before the first of them is taken
 RELATED = 4  # sizes of the table that are tried where lengths depend on each other
-STEPS = (1, 2, 8, 32, 160)  # by which an axis is made longer to see whether it moves
+FAR_IMAGE = (96, 32)  # how much longer an axis is at the second sizes, where the model runs with that
+FAR_LENGTH = (160, 18)
+CHOICES = 4  # sizes of an axis: the first, the second, two that are far
+STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice as long
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -56,7 +60,7 @@ ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Div: operator.floordiv,
 }
-Sizes = dict[str, tuple[int, int]]
+Sizes = dict[str, tuple[int, ...]]  # by symbol: the first, the second of the table, and those that are FAR
 Runs = Callable[[Binding], bool]
 
 
@@ -80,10 +84,9 @@ def running_pair(graph: Graph, seed: int, known: Mapping[str, Shape] | None = No
     `known`: shapes of data, which are the first. InputError as `running_shapes`.
     """
     runs = _Trial(graph, seed)
-    first, second = next(bindings(graph, known)) if known else _first(graph, runs, {})
-    if first.shapes == second.shapes or runs(second):
-        return first, second
-    return first, _moved(graph, first, runs)
+    first, near, *far = next(_options(graph, known)) if known else _first(graph, runs, {})
+    others = [b for b in (*far, near) if b.shapes != first.shapes]
+    return first, next(filter(runs, others), None) or _moved(graph, first, runs)
 
 
 def pair_if_it_runs(graph: Graph) -> tuple[Binding, Binding] | None:
@@ -124,12 +127,12 @@ def batched_inputs(graph: Graph) -> list[str]:
 
 
 class _Trial:
-    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed; `finite`:
-    whether all that the last run gave were numbers.
+    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed; `telling`:
+    whether all that the last run gave were numbers, and some.
     """
 
     def __init__(self, graph: Graph, seed: int) -> None:
-        self.graph, self.seed, self.message, self.finite = graph, seed, "", True
+        self.graph, self.seed, self.message, self.telling = graph, seed, "", True
         try:
             self.session = session(program(graph))
         except Exception as error:
@@ -141,18 +144,19 @@ class _Trial:
         except Exception as error:  # these sizes do not fit; the next may
             self.message = self.message or str(error)
             return False
-        self.finite = all(np.isfinite(a).all() for a in made if isinstance(a, np.ndarray) and a.dtype.kind == "f")
+        floats = [a for a in made if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+        self.telling = all(a.size and np.isfinite(a).all() for a in floats)
         return True
 
 
-def _first(graph: Graph, runs: _Trial, sizes: Mapping[str, int]) -> tuple[Binding, Binding]:
-    """The first sizes with outputs that are finite, else the first that run at all: a variance of one entry is 0."""
-    ran: list[tuple[Binding, Binding]] = []
-    for pair in bindings(graph, {}, sizes):
-        if runs(pair[0]):
-            ran.append(pair)
-            if runs.finite or len(ran) == NOT_FINITE:
-                return pair if runs.finite else ran[0]
+def _first(graph: Graph, runs: _Trial, sizes: Mapping[str, int]) -> tuple[Binding, ...]:
+    """The first sizes whose outputs tell something, else the first that run at all: a variance of one entry is 0."""
+    ran: list[tuple[Binding, ...]] = []
+    for options in _options(graph, {}, sizes):
+        if runs(options[0]):
+            ran.append(options)
+            if runs.telling or len(ran) == NOT_TELLING:
+                return options if runs.telling else ran[0]
     if not ran:
         raise InputError(f"ONNX Runtime does not run the model as it is (give inputs with data): {runs.message}")
     return ran[0]
@@ -174,34 +178,36 @@ def _moved(graph: Graph, first: Binding, runs: Runs) -> Binding:
 def _step(graph: Graph, sizes: Mapping[str, int], symbol: str, runs: Runs) -> int:
     """Another size of one axis with which the model runs, 0 if there is none."""
     n = sizes[symbol]
-    return next((m for m in (*(n + k for k in STEPS), 2 * n) if runs(_bind(graph, {**sizes, symbol: m}))), 0)
+    tried = [m for m in (n + n // 2, 2 * n, *(n + k for k in STEPS)) if m != n]
+    return next((m for m in tried if runs(_bind(graph, {**sizes, symbol: m}))), 0)
 
 
 # candidates
-def bindings(
-    graph: Graph, known: Mapping[str, Shape] | None = None, given: Mapping[str, int] | None = None
-) -> Iterator[tuple[Binding, Binding]]:
-    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size; `given` are kept; inputs
-    of `known` shapes have these at the first binding.
-    """
+def bindings(graph: Graph) -> Iterator[tuple[Binding, Binding]]:
+    """Pairs of bindings to try, the most usual sizes first. Axes with one name get one size."""
     seen: list[object] = []
-    for sizes in _candidates(graph):
-        sizes |= {symbol: (n, n) for symbol, n in (given or {}).items()}
-        pair = tuple(_bind(graph, {s: n[k] for s, n in sizes.items()}) for k in (0, 1))
-        if known:
-            pair = _shifted(known, *pair)
-        if (shapes := [b.shapes for b in pair]) not in seen:
+    for first, second, *_ in _options(graph):
+        if (shapes := (first.shapes, second.shapes)) not in seen:
             seen.append(shapes)
-            yield pair[0], pair[1]
+            yield first, second
 
 
-def _shifted(known: Mapping[str, Shape], a: Binding, b: Binding) -> tuple[Binding, Binding]:
-    """The known shapes, and these with what differs between two bindings added."""
-    first = {n: known.get(n, s) for n, s in a.shapes.items()}
-    moved = {
-        n: tuple(m + y - x for m, x, y in zip(first[n], s, b.shapes[n], strict=False)) for n, s in a.shapes.items()
-    }
-    return Binding(first), Binding(moved)
+def _options(
+    graph: Graph, known: Mapping[str, Shape] | None = None, given: Mapping[str, int] | None = None
+) -> Iterator[tuple[Binding, ...]]:
+    """Bindings to try: a first one and what may be the second. Sizes by symbol that are `given` are kept; inputs of
+    `known` shapes have these at the first binding.
+    """
+    for sizes in _candidates(graph):
+        sizes |= {symbol: (n,) * CHOICES for symbol, n in (given or {}).items()}
+        options = [_bind(graph, {s: n[k] for s, n in sizes.items()}) for k in range(CHOICES)]
+        yield tuple(_shifted(known, options[0], b) for b in options) if known else tuple(options)
+
+
+def _shifted(known: Mapping[str, Shape], a: Binding, b: Binding) -> Binding:
+    """The known shapes with what differs between two bindings added."""
+    pairs = {n: (known.get(n, s), s, b.shapes[n]) for n, s in a.shapes.items()}
+    return Binding({n: tuple(m + y - x for m, x, y in zip(*three, strict=False)) for n, three in pairs.items()})
 
 
 def _candidates(graph: Graph) -> Iterator[Sizes]:
@@ -212,23 +218,26 @@ def _candidates(graph: Graph) -> Iterator[Sizes]:
     kinds = _kinds(free_axes(graph))
     lengths = [s for s, k in kinds.items() if k in ("length", "past")]
     tries = [*LENGTH_SIZES, *((n, n) for n in _own_sizes(graph)), (1, 1)] if kinds else LENGTH_SIZES[:1]
-    for batch, (k, length) in product(BATCH_SIZES, enumerate(tries)):
-        table = {
-            "batch": batch,
-            "length": length,
-            "past": length,
-            "state": length,
-            "vector": batch if not k else length,
-        }
-        table["image"] = IMAGE_SIZES[min(k, len(IMAGE_SIZES) - 1)]
+    for batch, (k, pair) in product(BATCH_SIZES, enumerate(tries)):
+        length = _far(pair, FAR_LENGTH)
+        table = dict.fromkeys(("length", "past", "state"), length)
+        table |= {"batch": _far(batch, ()), "vector": length if k else _far(batch, ())}
+        table["image"] = _far(IMAGE_SIZES[min(k, len(IMAGE_SIZES) - 1)], FAR_IMAGE)
         yield (plain := {symbol: table[kind] for symbol, kind in kinds.items()})
         if "state" in kinds.values():
-            yield plain | {s: batch for s, kind in kinds.items() if kind == "state"}
+            yield plain | {s: table["batch"] for s, kind in kinds.items() if kind == "state"}
         for total in lengths if len(lengths) > 2 and k < RELATED else ():
             others = [plain[s] for s in lengths if s != total]
-            yield plain | {total: (sum(a for a, _ in others), sum(b for _, b in others))}
+            yield plain | {total: tuple(map(sum, zip(*others, strict=True)))}
         if "past" in kinds.values() and k < RELATED:
-            yield plain | {s: (0, 0) for s, kind in kinds.items() if kind == "past"}
+            yield plain | {s: (0,) * CHOICES for s, kind in kinds.items() if kind == "past"}
+
+
+def _far(pair: tuple[int, int], far: Sequence[int]) -> tuple[int, ...]:
+    """First and second size, and sizes further away, the second again where there are none."""
+    first, second = pair
+    more = [first + step if first != second else first for step in far]
+    return (first, second, *more, *[second] * (CHOICES - 2 - len(more)))
 
 
 def _own_sizes(graph: Graph) -> list[int]:

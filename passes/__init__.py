@@ -7,13 +7,14 @@ from onnxprune.passes.fill_means import FillMeans
 from onnxprune.passes.fold_constants import FoldConstants
 from onnxprune.passes.inline_functions import InlineFunctions
 from onnxprune.passes.match_statistics import MatchStatistics
+from onnxprune.passes.merge_units import MergeUnits
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
 from onnxprune.passes.rotate_units import RotateUnits
 from onnxprune.passes.take_branches import TakeBranches
 
-RECOVERING = (FillMeans, MatchStatistics, RefitLeastSquares)  # weights change, widths do not
+RECOVERING = (FillMeans, MatchStatistics, MergeUnits, RefitLeastSquares)  # weights change, widths do not
 PASSES = (
     InlineFunctions,
     TakeBranches,

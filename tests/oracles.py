@@ -11,10 +11,9 @@ from onnx.reference import ReferenceEvaluator
 from onnxprune.dims import Dim, Mask
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
-from onnxprune.quantization import rounds
 from onnxprune.reading import load
+from onnxprune.validate.closeness import TOLERANCE, TOLERANCE_HALF, relative_error
 from onnxprune.validate.masked import masked_original
-from onnxprune.validate.surgery_check import TOLERANCE, TOLERANCE_HALF, relative_error
 from tests.common import feeds_for
 
 TRIES = 3  # sets of inputs for graphs with steps, of which one must pass
@@ -28,7 +27,7 @@ DISCRETE = frozenset(_STEPS.split())  # where an input that moves by a rounding 
 
 def tries(model: ModelProto) -> int:
     """How many sets of inputs a graph is given, its bodies looked into."""
-    return TRIES if any(operator(n) in DISCRETE or rounds(n) for n in load(model).nodes) else 1
+    return TRIES if any(operator(n) in DISCRETE for n in load(model).nodes) else 1
 
 
 def check_by_reference(typed: TypedGraph, masks: dict[Dim, Mask], pruned: ModelProto) -> None:

@@ -29,11 +29,16 @@ LAYERS = (
     "rectified",
     "calibration",
     "criteria",
+<<<<<<< HEAD
     "allocation sensitivity ranking rotation",
+=======
+    "allocation sensitivity ranking merging",
+>>>>>>> main
     "layers",
     "plan",
     "manager",
     "jobs survivors",
+    "scores",
     "recovery",
     "passes validate metrics",
     "gates benchmark timing",

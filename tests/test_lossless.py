@@ -20,7 +20,7 @@ from onnxprune.passes import LOSSLESS, PASSES
 from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import run
-from onnxprune.validate.surgery_check import relative_error
+from onnxprune.validate.closeness import relative_error
 from tests.common import build, image, tokens, vector
 
 TOLERANCE = 1e-4  # absorbed constants are added in another order: rounding; real mistakes are 1e-2 and more

@@ -5,7 +5,9 @@ from: the same dims, weights scored by what they stand for, and a surgery check 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import onnx
@@ -16,21 +18,27 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 
 from onnxprune.api import prune, run
 from onnxprune.criteria import score
+from onnxprune.dims import Dim, Mask, keep
+from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph, outline
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.passes.prune import cut
-from onnxprune.plan import Budget, bind, make_plan
+from onnxprune.plan import Budget
 from onnxprune.quantization import operands, real
 from onnxprune.reading import load
 from onnxprune.sessions import session
+from onnxprune.validate.closeness import TOLERANCE
 from onnxprune.validate.surgery_check import surgery_check
-from tests.common import build, typed_model
+from tests.common import build, plans, typed_model
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 CALIBRATION = 16  # samples; the scales need not be good
 SAMPLES = 64
+WRONG = 3  # mistakes that are tried, of each model
+RANDOM_PLAN = 3  # of `plans`
+FAINT = 0.05  # of the usual inputs
 
 
 class Samples(CalibrationDataReader):
@@ -127,26 +135,35 @@ def weights_kept(graph: Graph) -> int:
     return sum(n.op_type == "DequantizeLinear" and n.input[0] in graph.constants for n in graph.nodes)
 
 
-def wrong_by_one(graph: Graph, masked: set[str]) -> Iterator[tuple[str, Graph]]:
-    """The pruned graph with every third of the weights, scales or zero points along a cut axis moved on by one unit."""
-    for name in sorted(masked)[::3]:
-        array = graph.array(name)
-        moved = np.roll(array, 1, axis=0)
-        if array.size > 8 and not np.array_equal(moved, array):
-            yield name, graph.replace(tensors={**graph.tensors, name: numpy_helper.from_array(moved, name)})
+def wrong(typed: TypedGraph, masks: dict[Dim, Mask], pruned: Graph, rng: Random) -> Iterator[tuple[str, Graph]]:
+    """The pruned graph with one of its weights, scales or zero points wrong along an axis that is cut: moved on by one
+    unit, or the slice of other units.
+    """
+    names = [n for n in pruned.tensors if n in typed.weights and pruned.tensors[n] != typed.graph.tensors[n]]
+    for name in rng.sample(names, len(names)):
+        kept = [keep(e, masks) for e in typed.weights[name][0].axes]
+        axis = rng.choice([k for k, m in enumerate(kept) if not m.all()])
+        others = [np.roll(m, 1) if k == axis else m for k, m in enumerate(kept)]
+        right = pruned.array(name)
+        for made in (np.roll(right, 1, axis), typed.graph.array(name)[np.ix_(*others)]):
+            if not np.array_equal(made, right):
+                made = numpy_helper.from_array(np.ascontiguousarray(made), name)
+                yield name, pruned.replace(tensors={**pruned.tensors, name: made})
 
 
-@pytest.mark.parametrize("way", ["qdq", "qoperator", "dynamic"])
-def test_mistakes_are_seen(way: str, quantised: Callable[[str, str], ModelProto]) -> None:
-    """A scale, zero point or kernel that is one unit off fails the check, however close its numbers are."""
-    typed = prepared(quantised("mnist_cnn", way))
-    masks = bind(make_plan(typed, Budget(ratio=0.5, scope="local")), typed)
-    pruned, data = cut(typed, masks), heldout("mnist_cnn")
-    changed = {n for n, t in pruned.tensors.items() if n in typed.weights and t != typed.graph.tensors[n]}
-    assert surgery_check(typed, masks, pruned.to_proto(), [data]).passed
-    found = [(n, surgery_check(typed, masks, g.to_proto(), [data])) for n, g in wrong_by_one(pruned, changed)]
-    assert len(found) > 3
-    assert not [(n, check) for n, check in found if check.passed]
+@pytest.mark.parametrize(("name", "way"), CASES)
+def test_mistakes_are_seen(name: str, way: str, quantised: Callable[[str, str], ModelProto]) -> None:
+    """Random units go: that passes. A constant cut at other places fails, however little it changes."""
+    rng = Random(f"{name} {way}")
+    typed = prepared(quantised(name, way))
+    masks = [*plans(typed, rng.randrange(99))][RANDOM_PLAN]
+    pruned, binding = cut(typed, masks), typed.facts.binding
+    feeds = [random_feeds(typed.graph, binding, 0), random_feeds(typed.graph, binding, 1, FAINT)]
+    found = surgery_check(typed, masks, pruned, feeds)
+    assert found.passed and found.tolerance == TOLERANCE, found
+    tried = [(n, surgery_check(typed, masks, g, feeds[:1])) for n, g in islice(wrong(typed, masks, pruned, rng), WRONG)]
+    assert len(tried) == WRONG
+    assert not [(n, check) for n, check in tried if check.passed]
 
 
 def test_weights_are_scored_by_what_they_stand_for() -> None:

@@ -9,7 +9,6 @@ from onnx import ModelProto, numpy_helper
 import onnxprune
 from onnxprune.inference import TypedGraph
 from onnxprune.passes.prune import cut
-from onnxprune.validate.choices import choices
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build, feeds_for, plans, typed_model
 
@@ -56,11 +55,6 @@ def test_scores_are_compared() -> None:
     typed = typed_model(build(TOP))
     masks = next(plans(typed))
     assert not surgery_check(typed, masks, spoilt(cut(typed, masks).to_proto(), "S", -1), feeds_for(typed)).passed
-
-
-def test_no_choice_is_none() -> None:
-    typed = typed_model(build(f"{HEAD}> {{ {BODY} y = Identity(v) }}".replace("[N,5,3]", "[N,64,3]")))
-    assert choices(typed, typed.graph) is None
 
 
 def test_lossless_with_ties() -> None:

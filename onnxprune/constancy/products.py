@@ -109,7 +109,7 @@ def dead_outputs(c: Constancy, i: int) -> dict[Dim, NDArray[np.bool_]]:
         return {}
     live = ~c.zero(i, data, axis)
     if "Conv" in node.op_type:
-        return _dead_channels(c, i, w, live)
+        return _dead_channels(c, i, axis, w, live)
     shape = [1] * w.ndim
     shape[summed] = -1
     active = (w != 0) & live.reshape(shape) if not live.all() else w != 0
@@ -121,7 +121,9 @@ def dead_outputs(c: Constancy, i: int) -> dict[Dim, NDArray[np.bool_]]:
     return {d: v for d, v in made.items() if d in c.out_dims(i)}
 
 
-def _dead_channels(c: Constancy, i: int, w: NDArray[Any], live: NDArray[np.bool_]) -> dict[Dim, NDArray[np.bool_]]:
+def _dead_channels(
+    c: Constancy, i: int, axis: int, w: NDArray[Any], live: NDArray[np.bool_]
+) -> dict[Dim, NDArray[np.bool_]]:
     node = c.typed.graph.nodes[i]
     g = int(attributes(node).get("group", 1))
     used = (w != 0).reshape(*w.shape[:2], -1).any(axis=2)
@@ -129,5 +131,5 @@ def _dead_channels(c: Constancy, i: int, w: NDArray[Any], live: NDArray[np.bool_
         dead = ~(used.reshape(g, -1, used.shape[1]) & live.reshape(g, 1, -1)).any(axis=2).reshape(-1)
     else:  # (g*I, O)
         dead = ~(used.reshape(g, -1, used.shape[1]) & live.reshape(g, -1, 1)).any(axis=1).reshape(-1)
-    channels = (c.typed.signatures[i].outputs[0] or [])[1]
+    channels = (c.typed.signatures[i].outputs[0] or [])[axis]
     return {d: v for d, v in gather(channels, dead, np.logical_and.reduce).items() if d in c.out_dims(i)}

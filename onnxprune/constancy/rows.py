@@ -278,6 +278,7 @@ TABLE: dict[str, Row] = {
     "QLinearConv": partial(quantised_product, bias=8, zero=7),
     "QLinearMatMul": partial(quantised_product, bias=8, zero=7),
     "com.microsoft.QGemm": partial(quantised_product, bias=6, zero=8),
+    "com.microsoft.QLinearConv": partial(quantised_product, bias=8, zero=7),
     "com.microsoft.QLinearAdd": partial(quantised_zeros, inputs=(0, 3), zero=7),
     "com.microsoft.QLinearMul": partial(quantised_zeros, inputs=(0, 3), zero=7, any_zero=True),
     "com.microsoft.QLinearLeakyRelu": partial(quantised_zeros, inputs=(0,), zero=4),

@@ -9,18 +9,22 @@ import math
 
 from onnxprune.dims import Expr
 from onnxprune.errors import Barrier
+from onnxprune.feeds import Shape
 from onnxprune.rules.rule import Axes, Node, Table
 
 
-def conv(node: Node, weight: int = 1, bias: int = 2) -> None:
+def conv(node: Node, weight: int = 1, bias: int = 2, last: bool = False) -> None:
     """Conv (opset 1-22): X (N, g*I, *S), W (g*O, I, *K), B (g*O) -> Y (N, g*O, *S'). Other convolutions have their
-    weights and bias elsewhere.
+    weights and bias elsewhere, or their channels `last`: X (N, *S, g*I) -> Y (N, *S', g*O).
     """
-    x, w = node.axes(0), node.axes(weight)
+    x, w, shape = node.axes(0), node.axes(weight), node.out_shape()
+    at = len(x) - 1 if last else 1
+    x, shape = [x[0], x[at], *x[1:at], *x[at + 1 :]], (shape[0], shape[at], *shape[1:at], *shape[at + 1 :])
     inner = _group_inputs(node, x, w[0], w[1].size)
     node.unify(inner, w[1])
-    _finish(node, x, w[0], w, bias)
-    node.read(0, 1, partner=(weight, 1), expr=inner)
+    first, channels, *rest = _finish(node, x, w[0], w, shape, bias)
+    node.out([first, *rest[: at - 1], channels, *rest[at - 1 :]])
+    node.read(0, at, partner=(weight, 1), expr=inner)
 
 
 def conv_transpose(node: Node) -> None:
@@ -36,7 +40,7 @@ def conv_transpose(node: Node) -> None:
         rows, low = node.space.factor(out, w[1].size)
         node.unify(rows, outer)
         node.unify(low, w[1])
-    _finish(node, x, out, w)
+    node.out(_finish(node, x, out, w, node.out_shape()))
     node.read(0, 1, partner=(1, 0), expr=inner)
 
 
@@ -54,11 +58,13 @@ def _group_inputs(node: Node, x: Axes, out: Expr, per_group: int) -> Expr:
     return inner
 
 
-def _finish(node: Node, x: Axes, channels: Expr, w: Axes, bias: int = 2) -> None:
-    """Bias, kernel and output axes; an axis under a kernel of extent 1 that neither strides nor pads goes through."""
+def _finish(node: Node, x: Axes, channels: Expr, w: Axes, shape: Shape, bias: int = 2) -> Axes:
+    """Bias and kernel axes, and those of the output; an axis under a kernel of extent 1 that neither strides nor pads
+    goes through. Channels are second in `x` and `shape`.
+    """
     if node.has(bias):
         node.unify(node.axes(bias)[0], channels)
-    rank, shape = len(x) - 2, node.out_shape()
+    rank = len(x) - 2
     strides, pads = node.attr("strides", [1] * rank), node.attr("pads", [0] * 2 * rank)
     padded = node.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     out: Axes = [x[0], channels]
@@ -70,7 +76,7 @@ def _finish(node: Node, x: Axes, channels: Expr, w: Axes, bias: int = 2) -> None
         else:
             node.freeze(x[2 + k], "spatial")
             out.append(node.fixed(shape[2 + k], "spatial"))
-    node.out(out)
+    return out
 
 
 def gemm(node: Node, weight: int = 1, bias: int = 2) -> None:

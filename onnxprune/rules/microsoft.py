@@ -231,7 +231,7 @@ BARRIERS = {
     "it has kernels for other devices only, so that its result cannot be checked": (
         "BiasDropout BiasSoftmax BitmaskBiasDropout BitmaskDropout DecoderAttention DecoderMaskedSelfAttention"
         " GatedRelativePositionBias GemmaRotaryEmbedding GroupNorm LongformerAttention MRotaryEmbedding NhwcConv"
-        " NhwcFusedConv PackedAttention QLinearConv PackedMultiHeadAttention RemovePadding RestorePadding SkipGroupNorm"
+        " NhwcFusedConv PackedAttention PackedMultiHeadAttention RemovePadding RestorePadding SkipGroupNorm"
     ),
     "its cache is a buffer in a layout of its own": (
         "CausalConvWithState DecoderMaskedMultiHeadAttention DynamicSparseAttention PackedSparseAttentionIndexer"
@@ -240,8 +240,7 @@ BARRIERS = {
     "its channels are the state of a recurrence": "GatedDeltaNet LinearAttention LinearAttentionGate AttnLSTM",
     "it normalises groups of channels": "BranchwiseRMSNorm GatedRMSNorm HyperConnectionPostMix HyperConnectionPreMix",
     "it works on positions, windows or frequencies": (
-        "ConvTransposeWithDynamicPads CropAndResize DynamicTimeWarping Irfft MaxpoolWithMask NhwcMaxPool Rfft"
-        " UnfoldTensor"
+        "ConvTransposeWithDynamicPads CropAndResize DynamicTimeWarping Irfft MaxpoolWithMask Rfft UnfoldTensor"
     ),
     "it works on the values of integers or text": (
         "BifurcationDetector EngramGate MatMulInteger16 MulInteger MurmurHash3 NGramHashMapping NGramRepeatBlock Range"

@@ -108,12 +108,15 @@ def lrn(node: Node) -> None:
     node.out(list(node.axes(0)))
 
 
-def channels_only(node: Node, out: Expr | None = None) -> Axes:
-    """Axes (N, C, ...) of which only the first two go through; the rest is new and fixed."""
+def channels_only(node: Node, out: Expr | None = None, at: int = 1) -> Axes:
+    """Axes (N, C, ...), or (N, ..., C) with `at` -1, of which only N and C go through; the rest is new and fixed."""
     x, shape = node.axes(0), node.out_shape()
-    for e in x[2:]:
-        node.freeze(e, "spatial")
-    return [x[0], out or x[1], *(node.fixed(n, "spatial") for n in shape[2:])]
+    at %= len(x)
+    through = {0: x[0], at: out or x[at]}
+    for k, e in enumerate(x):
+        if k not in through:
+            node.freeze(e, "spatial")
+    return [through[k] if k in through else node.fixed(n, "spatial") for k, n in enumerate(shape)]
 
 
 TABLE: Table = {

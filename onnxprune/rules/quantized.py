@@ -8,12 +8,11 @@ included: that is a read of every axis which removed units, being 0, do not chan
 from __future__ import annotations
 
 from onnxprune.dims import ONE, Expr, total
-from onnxprune.errors import Barrier
 from onnxprune.quantization import axis_of, operand, placed
 from onnxprune.rules.contraction import conv, gemm, matmul
 from onnxprune.rules.elementwise import same
 from onnxprune.rules.normalization import channels_only
-from onnxprune.rules.recurrent import gate_rows
+from onnxprune.rules.recurrent import directions_choice, gate_rows
 from onnxprune.rules.rule import Axes, Node, Table
 
 ZERO_PRESERVING = ("Sigmoid", "Tanh", "Tanh")  # LSTM activations under which a unit that gets nothing stays at 0
@@ -65,15 +64,11 @@ def _follow(node: Node, *values: int) -> None:
                 _along(node, i, node.axes(j), axis_of(node.proto, found))
 
 
-def _channels_first(node: Node) -> None:
-    if node.attr("channels_last", 0):
-        raise Barrier("barrier", "channels come last")
-
-
 def qlinear_conv(node: Node) -> None:
-    """QLinearConv (opset 10): x (N, g*I, *S), w (g*O, I, *K), its scales and zero points (g*O) or one, B (g*O)."""
-    _channels_first(node)
-    conv(node, weight=3, bias=8)
+    """QLinearConv (opset 10): x (N, g*I, *S), w (g*O, I, *K), its scales and zero points (g*O) or one, B (g*O).
+    com.microsoft QLinearConv with `channels_last`: x (N, *S, g*I).
+    """
+    conv(node, weight=3, bias=8, last=bool(node.attr("channels_last", 0)))
     _follow(node, 3)
 
 
@@ -157,9 +152,11 @@ def qlinear_softmax(node: Node) -> None:
 
 
 def qlinear_pool(node: Node) -> None:
-    """QLinearAveragePool: channels go through, spatial axes do not."""
-    _channels_first(node)
-    node.out(channels_only(node))
+    """QLinearAveragePool, NhwcMaxPool: channels go through, spatial axes do not. They are the second axis, or with
+    `channels_last`, and always for the latter, the last.
+    """
+    last = node.attr("channels_last", int(node.proto.op_type == "NhwcMaxPool"))
+    node.out(channels_only(node, at=-1 if last else 1))
 
 
 def qlinear_global_pool(node: Node) -> None:
@@ -196,13 +193,12 @@ def dynamic_lstm(node: Node) -> None:
     """DynamicQuantizeLSTM: X (T, N, I), W (D, I, 4*H), R (D, H, 4*H), B (D, 8*H), lengths (N), states (D, N, H),
     P (D, 3*H), scales and zero points of W and R (D) or (D, 4*H) -> Y (T, D, N, H), Y_h, Y_c.
 
-    Each step quantises all hidden units with one scale. A unit whose gates get nothing stays at 0 and leaves that scale
-    alone, so it is the gates that are read.
+    Each direction quantises all its hidden units with one scale, step by step. A unit whose gates get nothing stays at
+    0 and leaves that scale alone, so it is the gates that are read.
     """
     x, w, r = node.axes(0), node.axes(1), node.axes(2)
     directions, hidden = w[0], r[1]
     node.freeze(x[0], "index")
-    node.freeze(directions, "structure", "its directions go together")
     node.unify(x[2], w[1])
     for j in (2, 3, 7, 8, 9, 10, 11):
         if node.has(j) and node.rank(j):
@@ -218,6 +214,7 @@ def dynamic_lstm(node: Node) -> None:
     node.out([directions, x[1], hidden], 1)
     node.out([directions, x[1], hidden], 2)
     node.edit("hidden_size", hidden, scalar=True)
+    directions_choice(node, directions)
     node.read(0, 2, partner=(1, 1))
     for j, axis in ((1, 2), (2, 2), (3, 1), (5, 2), (6, 2)):
         if node.has(j):
@@ -252,6 +249,7 @@ TABLE: Table = {
 }
 
 TABLE_MICROSOFT: Table = {
+    "com.microsoft.QLinearConv": qlinear_conv,
     "com.microsoft.QuantizeLinear": quantize,
     "com.microsoft.DequantizeLinear": quantize,
     "com.microsoft.DynamicQuantizeMatMul": dynamic_matmul,
@@ -264,6 +262,7 @@ TABLE_MICROSOFT: Table = {
     "com.microsoft.QLinearLeakyRelu": same,
     "com.microsoft.QLinearSoftmax": qlinear_softmax,
     "com.microsoft.QLinearAveragePool": qlinear_pool,
+    "com.microsoft.NhwcMaxPool": qlinear_pool,
     "com.microsoft.QLinearGlobalAveragePool": qlinear_global_pool,
     "com.microsoft.QLinearReduceMean": qlinear_reduce_mean,
     "com.microsoft.QLinearConcat": qlinear_concat,

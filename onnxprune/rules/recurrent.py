@@ -44,12 +44,12 @@ def recurrent(node: Node, gates: int) -> None:
     node.out(list(state), 1)
     node.out(list(state), 2)
     node.edit("hidden_size", hidden, scalar=True)
-    _directions(node, directions)
+    directions_choice(node, directions)
     node.read(0, 2, partner=(1, 2))
     node.read(2, 2)
 
 
-def _directions(node: Node, directions: Expr) -> None:
+def directions_choice(node: Node, directions: Expr) -> None:
     """A layer that loses one direction names the other; lists with entries for both are halved."""
     if directions.size != 2:
         return

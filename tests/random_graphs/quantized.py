@@ -118,8 +118,12 @@ def qlinear_matmul(b: Builder, op: str) -> None:
     read(b, (made, *end), t, replaced(t.shape, t.rank - 1, n))
 
 
+LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]  # the channels, by Transpose
+
+
 def qlinear_conv(b: Builder, op: str) -> None:
-    t = image(b)
+    """That of com.microsoft may have its channels last."""
+    t, last = image(b), op.startswith(MICROSOFT) and b.rng.random() < 0.7
     groups, n = grouped(b, t.shape[0])
     extents, options, sizes = kernel(b, t)
     q, w = quantised(b, t), scales(b, n)
@@ -127,8 +131,10 @@ def qlinear_conv(b: Builder, op: str) -> None:
     weight = integers(b, n, t.shape[0] // groups, *extents)
     point = b.fixed(np.zeros(_entries(b, w)), np.int8)
     bias = [b.const(np.arange(n) * 7 - 10, np.int32)] if b.rng.random() < 0.5 else []
-    made = b.one(op, *q, weight, w, point, *end, *bias, group=groups, **options)
-    read(b, (made, *end), t, [n, *sizes])
+    options |= {"group": groups, "channels_last": 1} if last else {"group": groups}
+    q = (b.one("Transpose", q[0], perm=LAST), *q[1:]) if last else q
+    made = b.one(op, *q, weight, w, point, *end, *bias, **options)
+    read(b, (b.one("Transpose", made, perm=FIRST) if last else made, *end), t, [n, *sizes])
 
 
 def _entries(b: Builder, constant: str) -> list[int]:
@@ -165,14 +171,27 @@ def qlinear_softmax(b: Builder, op: str) -> None:
 
 
 def qlinear_pool(b: Builder, op: str) -> None:
-    t = image(b)
+    t, last = image(b), b.rng.random() < 0.5
     extents, options, sizes = kernel(b, t)
     if op.endswith("GlobalAveragePool"):
         extents, options, sizes = [], {}, [1, 1]
     else:
         options |= {"kernel_shape": extents}
-    end = scale(b), zero(b, False)
-    read(b, (b.one(op, *quantised(b, t), *end, **options), *end), t, [t.shape[0], *sizes])
+    q, end = quantised(b, t), (scale(b), zero(b, False))
+    if last:
+        turned = b.one("Transpose", q[0], perm=LAST)
+        made = b.one("Transpose", b.one(op, turned, *q[1:], *end, channels_last=1, **options), perm=FIRST)
+    else:
+        made = b.one(op, *q, *end, **options)
+    read(b, (made, *end), t, [t.shape[0], *sizes])
+
+
+def nhwc_pool(b: Builder, op: str) -> None:
+    t = image(b)
+    extents, options, sizes = kernel(b, t)
+    q = quantised(b, t)
+    made = b.one(op, b.one("Transpose", q[0], perm=LAST), kernel_shape=extents, **options)
+    read(b, (b.one("Transpose", made, perm=FIRST), *q[1:]), t, [t.shape[0], *sizes])
 
 
 def qlinear_concat(b: Builder, op: str) -> None:
@@ -254,6 +273,8 @@ TABLE: Moves = {
     **moves("QLinearSigmoid QLinearLeakyRelu", qlinear_unary, since=13, domain=MICROSOFT),
     **moves("QLinearSoftmax", qlinear_softmax, since=13, domain=MICROSOFT),
     **moves("QLinearAveragePool QLinearGlobalAveragePool", qlinear_pool, since=13, domain=MICROSOFT),
+    **moves("NhwcMaxPool", nhwc_pool, since=13, domain=MICROSOFT),
+    **moves("QLinearConv", qlinear_conv, since=13, domain=MICROSOFT),
     **moves("QLinearConcat", qlinear_concat, since=13, domain=MICROSOFT),
     **moves("DynamicQuantizeMatMul", dynamic_matmul, since=13, domain=MICROSOFT),
     **moves("MatMulIntegerToFloat", to_float, since=13, domain=MICROSOFT),

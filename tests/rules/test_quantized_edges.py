@@ -19,6 +19,14 @@ def conv(attributes: str, bias: str = "") -> str:
     )
 
 
+def channels_last(body: str, weights: str) -> str:
+    """Body of a frame: q is NHWC, of scale s_pos, and so is r, of scale w_pos."""
+    turned = "t = Transpose <perm = [0,2,3,1]> (h) q = QuantizeLinear(t, s_pos, z) "
+    back = " d = DequantizeLinear(r, w_pos, z) g = Transpose <perm = [0,3,1,2]> (d)"
+    weights = weights if "w_pos" in weights else f"{weights}, float w_pos = {{0.2}}"
+    return image(turned + body + back, weights)
+
+
 def lstm(attributes: str = "", weights: str = "") -> str:
     """DynamicQuantizeLSTM with all operands, a scale per row of the gates, and as many zero points: the kernel reads
     beyond a shorter vector.
@@ -64,7 +72,7 @@ ROWS = [
         "g = com.microsoft.DynamicQuantizeMatMul(h, C, s_pos, k, b)", "int8[8,6] C, float[6] s_pos, int8[6] k, float[6]"
         " b").replace("[8,3] B", "[6,3] B"), "A:1=8 C:1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "all operands", lstm(), "W:2/1=6"),
-    Row("com.microsoft.DynamicQuantizeLSTM", "both directions", TWO_WAYS, "W:2/1=6"),
+    Row("com.microsoft.DynamicQuantizeLSTM", "both directions", TWO_WAYS, "W:0=2 W:2/1=6"),
     Row("com.microsoft.DynamicQuantizeLSTM", "activation that does not keep zero", lstm(
         ', activations = ["Sigmoid","Tanh","Sigmoid"]'), "", "W:2=gates R:1=normalised"),
     Row("com.microsoft.QLinearConcat", "two scales", vector("q = QuantizeLinear(h, s_pos, z) m = MatMul(x, C) r ="
@@ -74,10 +82,22 @@ ROWS = [
     Row("com.microsoft.QLinearSoftmax", "before opset 13", tokens("q = QuantizeLinear(h, s_pos, z) r ="
         " com.microsoft.QLinearSoftmax <opset = 11, axis = 2> (q, s_pos, z, s_pos, z) g = DequantizeLinear(r, s_pos,"
         " z)", Q), "", "A:1=normalised"),
-    Row("com.microsoft.QLinearAveragePool", "channels last", image("q = QuantizeLinear(h, s_pos, z) r ="
-        " com.microsoft.QLinearAveragePool <kernel_shape = [2,2], channels_last = 1> (q, s_pos, z, s_pos, z)"
-        " g = DequantizeLinear(r, s_pos, z)", Q).replace("[3,8,1,1] B", "[3,7,1,1] B"),
-        "", "A:0=barrier", runs=False),
+    Row("com.microsoft.QLinearAveragePool", "channels last", channels_last(
+        "r = com.microsoft.QLinearAveragePool <kernel_shape = [2,2], channels_last = 1> (q, s_pos, z, w_pos, z)", Q),
+        "A:0=8"),
+    Row("com.microsoft.QLinearGlobalAveragePool", "channels last", channels_last(
+        "r = com.microsoft.QLinearGlobalAveragePool <channels_last = 1> (q, s_pos, z, w_pos, z)", Q), "A:0=8"),
+    Row("com.microsoft.NhwcMaxPool", "image", channels_last(
+        "r = com.microsoft.NhwcMaxPool <kernel_shape = [2,2]> (q)", Q), "A:0=8"),
+    Row("com.microsoft.QLinearConv", "channels last", channels_last("r = com.microsoft.QLinearConv <channels_last = 1,"
+        " pads = [1,1,1,1]> (q, s_pos, z, C, v_pos, k, w_pos, z, b)", f"{Q}, {CONV}, int8[8,8,3,3] C, int32[8] b"),
+        "A:0=8 C:0=8"),
+    Row("com.microsoft.QLinearConv", "channels last, groups", channels_last("r = com.microsoft.QLinearConv"
+        " <channels_last = 1, group = 2> (q, s_pos, z, C, v_pos, k, w_pos, z)", f"{Q}, {CONV}, int8[8,4,1,1] C"),
+        "A:0/0=2 A:0/1=4 C:0/1=4"),
+    Row("com.microsoft.QLinearConv", "channels first", image("q = QuantizeLinear(h, s_pos, z) r ="
+        " com.microsoft.QLinearConv (q, s_pos, z, C, v_pos, k, w_pos, z) g = DequantizeLinear(r, w_pos, z)",
+        f"{Q}, {CONV}, int8[8,8,3,3] C"), "A:0=8 C:0=8"),
     Row("DequantizeLinear", "blocks of units", "(float[N,4] x) => (float[N,3] y) <float[4,8] A, int8[8,3] B,"
         " float[4,3] s_pos, int8[4,3] k> { h = MatMul(x, A) b = DequantizeLinear <axis = 0, block_size = 2>"
         " (B, s_pos, k) y = MatMul(h, b) }", "A:1/0=4", "s_pos:1=graph-output"),
