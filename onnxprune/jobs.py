@@ -132,13 +132,8 @@ class Site:
 
 @dataclass
 class Product:
-<<<<<<< HEAD
     """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `window`: what
-    an activation behind it lets through, where that is what counts.
-=======
-    """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `mixes`: what
-    is found is not yet what is stored.
->>>>>>> main
+    an activation behind it lets through, where that is what counts; `mixes`: what is found is not yet what is stored.
     """
 
     mixes: ClassVar[bool] = False
@@ -149,12 +144,8 @@ class Product:
     biased: bool = True
     window: Window | None = None
     _collector: Collector | None = None
-<<<<<<< HEAD
     _rows: Rows | None = None
-    _weight: Array | None = None
-    _bias: Array | None = None
-=======
->>>>>>> main
+    _before: tuple[Array, Array] | None = None
 
     @property
     def linear(self) -> Linear:
@@ -179,11 +170,8 @@ class Product:
         bias = np.zeros(1, np.float32) if not x.bias else graph.array(x.bias).astype(np.float32).reshape(-1) * x.beta
         wide = np.broadcast_to(bias, (x.size[0] * x.size[2],)).reshape(weight.shape[0], -1)
         self._collector = mend(weight, wide, spare_bias=self.new, biased=self.biased)
-<<<<<<< HEAD
-        self._weight, self._bias = weight, wide
+        self._before = weight, wide
         self._rows = Rows.some(self.window, wanted_rows(x.size[1]), x.size) if self.window else None
-=======
->>>>>>> main
 
     def take(self, feed: Feed) -> None:
         for site in self.sites:
@@ -205,22 +193,17 @@ class Product:
                 self._rows.add(columns, rows, feed.first, minus)
 
     def finish(self, bench: Workbench) -> list[Mended]:
-        if self._collector is None or self._weight is None or self._bias is None:
+        if self._collector is None:
             return []
         x, kind = self.linear, bench.graph.array(self.linear.weight).dtype
-<<<<<<< HEAD
 
         def stored(m: Array) -> Array:
-            return x.matrix(x.unmatrix(m).astype(kind).astype(np.float32))
+            return m.astype(kind).astype(np.float32)
 
-        old, found = self._weight, self._collector.solve(stored)
-        if self._rows is not None:
-            found = self._rows.polish((old, self._bias), found, stored)
-        self._collector, self._rows, self._weight = None, None, None  # lets go of its sums
-=======
-        found = self._collector.solve(lambda m: m.astype(kind).astype(np.float32))
-        self._collector = None  # lets go of its sums
->>>>>>> main
+        found = self._collector.solve(stored)
+        if self._rows is not None and self._before is not None:
+            found = self._rows.polish(self._before, found, stored)
+        self._collector, self._rows, self._before = None, None, None  # lets go of its sums
         name = x.node.name or x.out
         if found.after == found.before and not self.mixes:
             return [Mended(name, found.before, found.after)]

@@ -48,30 +48,20 @@ Left = list[tuple[str, str]]
 @dataclass(frozen=True)
 class Way:
     """How products are mended: `mend` makes what collects their rows. `norms`: kinds of normalisations whose scales are
-<<<<<<< HEAD
-    mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum.
-    `passed`: of what an activation follows, only what that lets through counts.
-=======
     mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum;
-    `scores`: queries and keys aim at the original's scores.
->>>>>>> main
+    `scores`: queries and keys aim at the original's scores; `passed`: of what an activation follows, only what that
+    lets through counts.
     """
 
     mend: Mend
     norms: tuple[str, ...] = ()
     cut: bool = True
     residual: bool = True
-<<<<<<< HEAD
+    scores: bool = False
     passed: bool = False
 
 
-REFIT = Way(Regression, (CENTRED, UNCENTRED), passed=True)
-=======
-    scores: bool = False
-
-
-REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True)
->>>>>>> main
+REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True)
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
 
@@ -219,20 +209,17 @@ class _Plan:
         level = max(self.levels[s.data] for s in sites)
         biased = x.kind != UNCENTRED if isinstance(x, Norm) else bool(x.bias) or x.node.op_type != "MatMul"
         early = any(self.levels[s.data] < level for s in sites)
-<<<<<<< HEAD
-        window = self._window(kept) if biased else None
-        self.jobs.append(Product(kept, level, early, x.bias in self.new, biased, window))
+        if len(kept) == 1 and x.out in self.sides and kept[0].target == x.out:
+            self.jobs.append(self._projection(kept[0], level, x.bias in self.new, biased))
+        else:
+            window = self._window(kept) if biased else None
+            self.jobs.append(Product(kept, level, early, x.bias in self.new, biased, window))
 
     def _window(self, sites: Sequence[Site]) -> Window | None:
         """Of the activation behind a refitted product, or behind the sum that it goes into."""
         if not self.way.passed or len(sites) > 1:
             return None
         return window_behind(self.graph, sites[0].target if sites[0].minus else sites[0].linear.out)
-=======
-        if len(kept) == 1 and x.out in self.sides and kept[0].target == x.out:
-            self.jobs.append(self._projection(kept[0], level, x.bias in self.new, biased))
-        else:
-            self.jobs.append(Product(kept, level, early, x.bias in self.new, biased))
 
     def _scores(self, touched: set[str], feed: Feeds) -> dict[str, list[Side]]:
         """By output of the product that makes them, the sides of attention scores of which channels are gone."""
@@ -260,7 +247,6 @@ class _Plan:
         masks = self.survivors.masks(name)
         assert masks is not None
         return masks[-1]
->>>>>>> main
 
     def _refusal(self, sites: Sequence[Linear]) -> str:
         users = {(x.index, 1) for x in sites}

@@ -29,11 +29,7 @@ LAYERS = (
     "rectified",
     "calibration",
     "criteria",
-<<<<<<< HEAD
-    "allocation sensitivity ranking rotation",
-=======
-    "allocation sensitivity ranking merging",
->>>>>>> main
+    "allocation sensitivity ranking rotation merging",
     "layers",
     "plan",
     "manager",
