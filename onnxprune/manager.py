@@ -85,7 +85,7 @@ class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
     samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), the turn, cuts and
-    recoveries made, what sizes cost on this machine.
+    recoveries made, what sizes cost on this machine, and `notes` for the report.
     """
 
     graph: Graph
@@ -103,6 +103,7 @@ class State:
     turn: Turn | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     mends: bool = False
+    notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None

@@ -32,6 +32,7 @@ LAYERS = (
     "allocation sensitivity ranking rotation merging",
     "layers",
     "plan",
+    "together",
     "manager",
     "jobs survivors",
     "scores",
