@@ -296,7 +296,18 @@ def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
     """What `prune` and `apply` tell `api.run` alike."""
-    named = ("samples", "metric", "seed", "check", "recover", "gates", "bench_seconds", "allow_slower", "cache")
+    named = (
+        "samples",
+        "metric",
+        "seed",
+        "check",
+        "recover",
+        "rotate",
+        "gates",
+        "bench_seconds",
+        "allow_slower",
+        "cache",
+    )
     data = {n: _source(options, options.get(n)) for n in ("data", "test_data")}
     timed = {"settings": settings(options), "profiled": bool(options.get("report"))}
     return {n: options[n] for n in named if n in options} | data | timed

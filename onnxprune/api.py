@@ -15,7 +15,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import cost
-from onnxprune.criteria import Criterion
+from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
@@ -28,7 +28,7 @@ from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Budget, Plan, bind
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove
+from onnxprune.proof import Original, look, measure, prove, prove_turn
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
@@ -87,6 +87,7 @@ def prune(
     drop_layers: int | str | Iterable[str] = (),
     schedule: str = "",
     recover: bool = True,
+    rotate: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
@@ -122,6 +123,7 @@ def prune(
             the widths.
         schedule: cuts in order, such as "layers,global,local": layers first, then widths by these scopes.
         recover: with data, refit the remaining weights to what the original computes.
+        rotate: with data and the criterion "obs", cut in other bases where that is exact (`onnxprune.rotation`).
         curves: what `measure_sensitivity` measured on this model.
         round_to: keep a multiple of this many units in every dim; "auto": of what is best on this machine, which is
             measured.
@@ -155,9 +157,9 @@ def prune(
         schedule=schedule,
     )  # fmt: skip
     return run(
-        load(model, custom_op_library), budget=budget, recover=recover, curves=curves, data=data, test_data=test_data,
-        samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates, about=about,
-        settings=settings, allow_slower=allow_slower, cache=cache,
+        load(model, custom_op_library), budget=budget, recover=recover, rotate=rotate, curves=curves, data=data,
+        test_data=test_data, samples=samples, metric=metric, seed=seed, check=check, passes=passes, gates=gates,
+        about=about, settings=settings, allow_slower=allow_slower, cache=cache,
     )  # fmt: skip
 
 
@@ -207,6 +209,7 @@ def run(
     budget: Budget | None = None,
     plan: Plan | None = None,
     recover: bool = True,
+    rotate: bool = True,
     curves: Sensitivity | None = None,
     data: DataLike | None = None,
     test_data: DataLike | None = None,
@@ -237,14 +240,16 @@ def run(
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
     check, needs_clock = check and not foreign, budget is not None and budget.needs_clock
     _require_data(budget, metric, tests, check, dry_run)
-    mends = recover and given is not None and not foreign
-    steps = parse(passes or _pipeline(budget, plan, mends), PASSES)
+    fit = given is not None and not foreign
+    turn = _turns(budget, plan, curves, rotate and fit)
+    steps = parse(passes or _pipeline(budget, plan, recover and fit, turn), PASSES)
     with blaming(graph), _telling_failures():
         pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
         state.data, state.samples, state.seed = None if foreign else given, samples, seed
         state.mends = any(isinstance(s, RefitLeastSquares) for s in steps)
         state.curves = curves.curves_for(state.model) if curves else None
+        state.bases = curves.bases if curves else None
         facts = look(graph, pair, tests, metric, seed, progress) if pair and check and not dry_run else None
         manager = PassManager(steps, verify_each)
         watch = None
@@ -262,7 +267,9 @@ def run(
         if facts and watch:
             # with other biases a base of its own is needed
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
-            prove(report, facts, state, base, progress)
+            if state.turn:
+                prove_turn(report, facts, state.turn, graph, progress)
+            prove(report, facts, state, None if state.turn else base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
             excused = allow_slower or "max_latency_ratio" in limits.given
             _time(report, watch, state.graph, budget, profiled, excused)
@@ -303,13 +310,21 @@ def _try(gates: Gates, report: Report, dry_run: bool) -> None:
         raise GateError(f"{'; '.join(missed)}: nothing was saved", report)
 
 
-def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool) -> str:
+def _turns(budget: Budget | None, plan: Plan | None, curves: Sensitivity | None, chosen: bool) -> bool:
+    """Whether units are cut in other bases: those of the plan or the curves, else such as may be `chosen` by data."""
+    if plan is not None or curves is not None:
+        return bool(plan.bases if plan is not None else curves and curves.bases)
+    cuts = budget is not None and not budget.lossless and not budget.drops_only
+    return chosen and cuts and budget is not None and budget.criterion in ("", OBS)
+
+
+def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: bool = False) -> str:
     """The default passes for a budget or a plan."""
     if budget is not None and budget.lossless:
         return LOSSLESS
     layers = bool(plan.layers if plan is not None else budget and budget.layers)
     count = 1 if budget is None else 0 if budget.drops_only else len(budget.scopes)
-    return in_steps(count, recover, layers)
+    return in_steps(count, recover, layers, rotate)
 
 
 def _passed(
@@ -346,6 +361,7 @@ def measure_sensitivity(
     samples: int = SAMPLES,
     seed: int = 0,
     jobs: int = 1,
+    rotate: bool = True,
     progress: Progress = silent,
 ) -> Sensitivity:
     """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
@@ -356,7 +372,7 @@ def measure_sensitivity(
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
-        PassManager(parse(PREPARE, PASSES)).run(state, progress)
+        PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
         return sensitivity_of(state, progress, jobs)
 
 
@@ -452,6 +468,7 @@ def _describe(graph: Graph, state: State, results: list[PassResult], notes: list
         recovery=[m for r in state.recoveries for m in r.mended],
         unrecovered=[left for r in state.recoveries for left in r.left],
         notes=notes,
+        rotated={n: b.shape[1] for n, b in plan.bases.items()},
     )
     shapes = typed.facts.binding.shapes
     report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,17 +30,19 @@ ROWS = 16384  # rows of a Gram matrix, or ROWS_PER_SUMMAND times its summands if
 ROWS_PER_SUMMAND = 4
 WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
 GRAM_BYTES = 1 << 30  # of Gram matrices that are held at once
+HELD_OUT = 5  # every fifth feed judges what the others say
 
 
 @dataclass(frozen=True)
 class Gram:
     """The centred second moments of a product's input: mean (G, K), covariance (G, K, K), or its diagonal (G, K) where
-    K is too large; `n` rows.
+    K is too large; `n` rows. `folds`: the same of the feeds that are fitted to, and of those that are held out.
     """
 
     n: int
     mean: Array
     covariance: Array
+    folds: tuple[Gram, Gram] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ class Calibration:
         self._grams: dict[int, Gram] = {}
 
     @cached_property
+    def period(self) -> int:
+        """Every so many feeds one is held out; 0 if there is one feed only."""
+        first = next((len(a) for f in self.feeds for a in f.values() if a.ndim), 1)
+        count = -(-self.samples // max(first, 1))
+        return min(HELD_OUT, count) if count > 1 else 0
+
+    def is_held(self, feed: int) -> bool:
+        return self.period > 0 and feed % self.period == self.period - 1
+
+    @cached_property
     def linears(self) -> dict[int, Linear]:
         """Products with stored weights, by key; those inside of recurrent layers included."""
         graph = self.typed.graph
@@ -140,7 +152,7 @@ class Calibration:
         nodes = {m.index: m for m in meetings}
         sums: dict[tuple[int, int], Any] = {}
         labels = [(graph.nodes[i].input[j], (i, j)) for i in nodes for j in (0, 1)]
-        for got, here in self.watch([n for n, _ in labels], labels):
+        for _, got, here in self.watch([n for n, _ in labels], labels):
             for i, j in here:
                 x = np.moveaxis(got[graph.nodes[i].input[j]], nodes[i].axes[j], -1).astype(np.float32)
                 x = (
@@ -167,7 +179,7 @@ class Calibration:
 
     def _gram_bytes(self, index: int) -> int:
         g, k, _ = self.linears[index].size
-        return 8 * g * (k if k > GRAM_LIMIT else k * k)
+        return 8 * g * (k if k > GRAM_LIMIT else 3 * k * k)  # of both folds and in all
 
     def grams(self, wanted: Iterable[Linear]) -> dict[int, Gram]:
         """Gram matrices by key. Those of the last call are kept."""
@@ -176,9 +188,10 @@ class Calibration:
         self._grams = {i: g for i, g in self._grams.items() if i in linears}
         sums: dict[int, _Sums] = {x.key: _Sums(x) for x in missing}
         rng = np.random.default_rng(self.seed)
-        for got, here in self.watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
+        for k, got, here in self.watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
             for index in here:
-                sums[index].add(got[sums[index].linear.data], self._shape(sums[index].linear), self.samples, rng)
+                x = sums[index].linear
+                sums[index].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k))
         self._grams |= {i: s.finish() for i, s in sums.items()}
         return self._grams
 
@@ -186,7 +199,7 @@ class Calibration:
         """Statistics of the units along axes of activations, by (tensor, axis)."""
         missing = [p for p in dict.fromkeys(places) if p not in self._statistics]
         sums: dict[tuple[str, int], _UnitSums] = {p: _UnitSums() for p in missing}
-        for got, here in self.watch([n for n, _ in missing], [(p[0], p) for p in missing]):
+        for _, got, here in self.watch([n for n, _ in missing], [(p[0], p) for p in missing]):
             for place in here:
                 sums[place].add(np.moveaxis(got[place[0]], place[1], 0))
         self._statistics |= {p: s.finish() for p, s in sums.items()}
@@ -195,13 +208,15 @@ class Calibration:
     def _shape(self, linear: Linear) -> tuple[int, ...]:
         return self.typed.facts.shapes[linear.node.output[0]]
 
-    def watch(self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]]) -> Iterator[tuple[Feeds, list[Any]]]:
-        """Tensors of each feed, as many at once as fit, with the labels of those that are there."""
+    def watch(
+        self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]]
+    ) -> Iterator[tuple[int, Feeds, list[Any]]]:
+        """Tensors of each feed, by its number, as many at once as fit, with the labels of those that are there."""
         stages = Stages(self.typed.graph, self.typed.facts, self.feeds)
         for chunk in self._chunks(tensors):
             here = [label for name, label in labels if name in chunk]
-            for got in stages.run(list(chunk)):
-                yield got, here
+            for k, got in enumerate(stages.run(list(chunk))):
+                yield k, got, here
 
     def _chunks(self, tensors: Iterable[str]) -> Iterator[set[str]]:
         order = {n: k for k, node in enumerate(self.typed.graph.nodes) for n in node.output}
@@ -225,17 +240,17 @@ def units_along(expr: Expr, dim: Dim) -> NDArray[np.int64]:
 
 
 class _Sums:
-    """A Gram matrix under way."""
+    """A Gram matrix under way: sums over the feeds that are fitted to and over those that are held out."""
 
     def __init__(self, linear: Linear) -> None:
         self.linear = linear
         self.plain = linear.size[1] > GRAM_LIMIT
-        self.n = 0
+        self.n = [0, 0]
         self.shift: Any = None
-        self.x: Any = 0.0
-        self.xx: Any = 0.0
+        self.x: list[Any] = [0.0, 0.0]
+        self.xx: list[Any] = [0.0, 0.0]
 
-    def add(self, data: Array, out: tuple[int, ...], samples: int, rng: np.random.Generator) -> None:
+    def add(self, data: Array, out: tuple[int, ...], samples: int, rng: np.random.Generator, held: bool) -> None:
         x = self.linear
         count = x.positions(out)
         rows = max(ROWS, ROWS_PER_SUMMAND * x.size[1])
@@ -247,15 +262,22 @@ class _Sums:
         columns = columns.reshape(columns.shape[0], -1, columns.shape[3])
         self.shift = columns.mean(1) if self.shift is None else self.shift
         columns = columns - self.shift[:, None]
-        self.n += columns.shape[1]
-        self.x = self.x + columns.sum(1, dtype=np.float64)
-        self.xx = self.xx + (np.square(columns).sum(1, dtype=np.float64) if self.plain else product(columns, columns))
+        self.n[held] += columns.shape[1]
+        self.x[held] = self.x[held] + columns.sum(1, dtype=np.float64)
+        square = np.square(columns).sum(1, dtype=np.float64) if self.plain else product(columns, columns)
+        self.xx[held] = self.xx[held] + square
 
     def finish(self) -> Gram:
-        mean, n = self.x / self.n, self.n
-        if self.plain:
-            return Gram(n, mean + self.shift, self.xx / n - mean**2)
-        return Gram(n, mean + self.shift, self.xx / n - mean[:, :, None] * mean[:, None])
+        both = self._gram(sum(self.n), self.x[0] + self.x[1], self.xx[0] + self.xx[1])
+        if self.plain or not all(self.n):
+            return both
+        fit, held = (self._gram(*sums) for sums in zip(self.n, self.x, self.xx, strict=True))
+        return replace(both, folds=(fit, held))
+
+    def _gram(self, n: int, x: Array, xx: Array) -> Gram:
+        mean = x / n
+        square = mean**2 if self.plain else mean[:, :, None] * mean[:, None]
+        return Gram(n, mean + self.shift, xx / n - square)
 
 
 class _UnitSums:

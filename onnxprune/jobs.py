@@ -22,6 +22,7 @@ from onnxprune.dims import Mask
 from onnxprune.graph import Graph
 from onnxprune.linear import Linear
 from onnxprune.manager import Mended
+from onnxprune.rectified import ROWS_BYTES, Rows, Window
 from onnxprune.recurrence import Layer, Part
 from onnxprune.regression import GRAM_LIMIT, Solution
 from onnxprune.storage import tensor
@@ -56,8 +57,7 @@ class Feed:
 
     def picks(self, count: int, summands: int) -> NDArray[np.int64]:
         """Some of `count` positions in each sample."""
-        rows = max(ROWS, ROWS_PER_SUMMAND * summands)
-        each = max(1, min(count, -(-rows // max(self.samples, 1))))
+        each = max(1, min(count, -(-wanted_rows(summands) // max(self.samples, 1))))
         return np.sort(self.rng.choice(count, each, replace=False)) if each < count else np.arange(count)
 
 
@@ -132,8 +132,8 @@ class Site:
 
 @dataclass
 class Product:
-    """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `mixes`: what
-    is found is not yet what is stored.
+    """One weight, at all of its sites. `new`: its bias was made for recovery; `biased`: it can have one; `window`: what
+    an activation behind it lets through, where that is what counts; `mixes`: what is found is not yet what is stored.
     """
 
     mixes: ClassVar[bool] = False
@@ -142,7 +142,10 @@ class Product:
     early: bool = False
     new: bool = False
     biased: bool = True
+    window: Window | None = None
     _collector: Collector | None = None
+    _rows: Rows | None = None
+    _before: tuple[Array, Array] | None = None
 
     @property
     def linear(self) -> Linear:
@@ -159,7 +162,7 @@ class Product:
     @property
     def nbytes(self) -> int:
         """Of its sums."""
-        return sums_bytes(*self.linear.size)
+        return sums_bytes(*self.linear.size) + (ROWS_BYTES if self.window else 0)
 
     def begin(self, graph: Graph, mend: Mend) -> None:
         x = self.linear
@@ -167,6 +170,8 @@ class Product:
         bias = np.zeros(1, np.float32) if not x.bias else graph.array(x.bias).astype(np.float32).reshape(-1) * x.beta
         wide = np.broadcast_to(bias, (x.size[0] * x.size[2],)).reshape(weight.shape[0], -1)
         self._collector = mend(weight, wide, spare_bias=self.new, biased=self.biased)
+        self._before = weight, wide
+        self._rows = Rows.some(self.window, wanted_rows(x.size[1]), x.size) if self.window else None
 
     def take(self, feed: Feed) -> None:
         for site in self.sites:
@@ -181,15 +186,24 @@ class Product:
             picks = feed.picks(count, x.size[1])
             kept = site.masks[channel]
             rows = x.rows(want, picks, None if kept.all() else kept)
-            rows = rows - x.rows(feed.got[site.minus], picks) if site.minus else rows
-            self._collector.add(x.columns(data, want.shape, picks), rows, feed.first)
+            minus = x.rows(feed.got[site.minus], picks) if site.minus else None
+            rows, columns = rows if minus is None else rows - minus, x.columns(data, want.shape, picks)
+            self._collector.add(columns, rows, feed.first)
+            if self._rows is not None:
+                self._rows.add(columns, rows, feed.first, minus)
 
     def finish(self, bench: Workbench) -> list[Mended]:
         if self._collector is None:
             return []
         x, kind = self.linear, bench.graph.array(self.linear.weight).dtype
-        found = self._collector.solve(lambda m: m.astype(kind).astype(np.float32))
-        self._collector = None  # lets go of its sums
+
+        def stored(m: Array) -> Array:
+            return m.astype(kind).astype(np.float32)
+
+        found = self._collector.solve(stored)
+        if self._rows is not None and self._before is not None:
+            found = self._rows.polish(self._before, found, stored)
+        self._collector, self._rows, self._before = None, None, None  # lets go of its sums
         name = x.node.name or x.out
         if found.after == found.before and not self.mixes:
             return [Mended(name, found.before, found.after)]
@@ -288,6 +302,11 @@ class Recurrent:
             bench.store([(self.index, slot)], array.astype(kind), f"{node.input[1]}.bias")
         self._parts = []
         return [Mended(node.name or node.output[0] or node.op_type, before, after)]
+
+
+def wanted_rows(summands: int) -> int:
+    """Over all samples."""
+    return max(ROWS, ROWS_PER_SUMMAND * summands)
 
 
 def sums_bytes(groups: int, summands: int, outputs: int) -> int:

@@ -13,7 +13,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import onnx
@@ -28,6 +28,7 @@ from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.layers import Chosen, Layer
 from onnxprune.plan import Budget, Plan, compose
+from onnxprune.rotation import Bases
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace
 
@@ -71,12 +72,20 @@ class Recovery:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A change of bases: the typed graph that it started from, and the same function in other bases."""
+
+    typed: TypedGraph
+    result: Graph
+
+
 @dataclass
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
-    samples), error curves that are known by dim name, whether recovery follows (`mends`), the cuts and recoveries made,
-    what sizes cost on this machine, and `notes` for the report.
+    samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), the turn, cuts and
+    recoveries made, what sizes cost on this machine, and `notes` for the report.
     """
 
     graph: Graph
@@ -89,7 +98,9 @@ class State:
     data: Iterable[Feeds] | None = None
     samples: int = 0
     seed: int = 0
+    bases: Bases | None = None
     curves: Mapping[str, Curve] | None = None
+    turn: Turn | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     mends: bool = False
     notes: list[str] = field(default_factory=list)
@@ -112,8 +123,9 @@ class State:
 
     @property
     def done(self) -> Plan:
-        """All cuts as one plan."""
-        return compose([c.plan for c in self.cuts], self.model)
+        """All cuts as one plan, in the bases that they were made in."""
+        made = compose([c.plan for c in self.cuts], self.model)
+        return replace(made, bases=self.bases or {}) if self.turn else made
 
     @property
     def dropped(self) -> list[Layer]:

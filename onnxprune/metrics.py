@@ -23,14 +23,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune import losses
 from onnxprune.data import LABEL_NAMES, Labels
 from onnxprune.errors import InputError
 from onnxprune.functions import called, imported
 from onnxprune.sessions import Runnable
 from onnxprune.validate.numerics import Comparison, Original, Outputs, Run, Watcher, class_scores, decibels, runner
 
-PROBABILITY_SUM = 1e-3  # rows that sum to 1 within this, and hold nothing negative, are probabilities already
-SMALLEST = 1e-12  # probabilities below are taken for this
 Function = Callable[..., float]  # (run, data) -> value, see above
 
 
@@ -172,20 +171,7 @@ def in_top(k: int, want: Outputs, got: Outputs, labels: Labels) -> NDArray[np.bo
 
 def divergence(want: Outputs, got: Outputs, labels: Labels) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of the original's class probabilities from the model's, in nats; (N,)."""
-    original, other = _scores(want), _scores(got)
-    ready = bool((original >= 0).all() and (np.abs(original.sum(1) - 1) < PROBABILITY_SUM).all())
-    with np.errstate(all="ignore"):
-        p, q = (_log_probabilities(x, ready) for x in (original, other))
-        terms = np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0)
-    total: NDArray[np.float64] = np.nan_to_num(terms.sum(1), nan=np.inf, posinf=np.inf)
-    return total
-
-
-def _log_probabilities(scores: NDArray[np.float64], ready: bool) -> NDArray[np.float64]:
-    if ready:
-        return np.asarray(np.log(np.maximum(scores, SMALLEST)))
-    shifted = scores - scores.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    return losses.divergence(_scores(want), _scores(got))
 
 
 def _scores(outputs: Outputs) -> NDArray[np.float64]:

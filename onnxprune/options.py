@@ -139,6 +139,12 @@ class RecoverOptions:
     recover: Annotated[
         bool | None, typer.Option("--recover/--no-recover", help="With data: refit the weights that are left, or not.")
     ] = None
+    rotate: Annotated[
+        bool | None,
+        typer.Option(
+            "--rotate/--no-rotate", help="With data: cut in another basis where only linear operators touch units."
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

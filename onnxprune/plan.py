@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxprune import cost, ranking, sensitivity
+from onnxprune import cost, ranking, rotation, sensitivity
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.calibration import Calibration
 from onnxprune.criteria import OBS, Criterion, Scores, label, resolve, score
@@ -33,6 +33,7 @@ from onnxprune.errors import InputError
 from onnxprune.inference import DimInfo, TypedGraph
 from onnxprune.layers import Layer, check_wanted
 from onnxprune.lossless import removable
+from onnxprune.rotation import Bases, obstacles, packed, unpacked
 
 COSTS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms")
 AUTO = "auto"  # round_to: whatever is best on this machine; layers: as many as are
@@ -182,7 +183,8 @@ def _check_amount(name: str, value: object) -> None:
 @dataclass(frozen=True)
 class Plan:
     """Keep-masks by dim name, and the dims that were asked for but refused, with reasons. `layers`: those that go as a
-    whole, by name, before widths are cut.
+    whole, by name, before widths are cut. `bases`: the dims whose units are directions of another basis (`rotation`),
+    and that basis, (copies, n, n) in float32.
     """
 
     keep: dict[str, Mask]
@@ -190,6 +192,7 @@ class Plan:
     kinds: dict[str, str] = field(default_factory=dict)
     refused: tuple[tuple[str, str], ...] = ()
     layers: tuple[str, ...] = ()
+    bases: Bases = field(default_factory=dict)
 
     @property
     def removed(self) -> int:
@@ -204,7 +207,7 @@ class Plan:
         }
         refused = [{"dim": n, "reason": r} for n, r in self.refused]
         made = {"version": VERSION, "model": self.model, "layers": self.layers, "dims": dims, "refused": refused}
-        return json.dumps(made, indent=1)
+        return json.dumps(made | ({"bases": packed(self.bases)} if self.bases else {}), indent=1)
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -220,7 +223,7 @@ class Plan:
             kinds = {n: str(row.get("kind", "units")) for n, row in data["dims"].items()}
             refused = tuple((r["dim"], r["reason"]) for r in data.get("refused", []))
             layers = tuple(map(str, data.get("layers", ())))
-            return Plan(keep, str(data["model"]), kinds, refused, layers)
+            return Plan(keep, str(data["model"]), kinds, refused, layers, unpacked(data.get("bases", {})))
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -304,6 +307,14 @@ def make_plan(
                 refused.append((infos[d].name, f"nothing goes at this budget{step}"))
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
+
+
+def choose_bases(typed: TypedGraph, budget: Budget | None, calibration: Calibration) -> Bases:
+    """Bases for all dims that may be pruned and whose basis can change, by name."""
+    picked = typed.prunable if budget is None else _infos(typed, budget).values()
+    free = obstacles(typed, [i.dim for i in picked])
+    found = rotation.bases(calibration, [i.dim for i in picked if not free[i.dim]])
+    return {i.name: found[i.dim] for i in picked if i.dim in found}
 
 
 def _infos(typed: TypedGraph, budget: Budget) -> dict[Dim, DimInfo]:

@@ -13,7 +13,7 @@ from onnxprune.errors import GateError
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.layers import without
-from onnxprune.manager import Recovery, State
+from onnxprune.manager import Recovery, State, Turn
 from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
 from onnxprune.progress import Progress
@@ -95,6 +95,19 @@ def prove(report: Report, facts: Original, state: State, base: Graph | None, pro
     if not verdict.passed:
         raise GateError(
             f"the surgery check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"
+            f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
+            report,
+        )
+
+
+def prove_turn(report: Report, facts: Original, turn: Turn, original: Graph, progress: Progress) -> None:
+    """The model in other bases, with nothing removed, against the file as it was read; GateError if they differ."""
+    progress("rotation check")
+    verdict = surgery_check(turn.typed, {}, turn.result, facts.surgery_feeds(), original)
+    report.rotation_check = verdict
+    if not verdict.passed:
+        raise GateError(
+            f"the rotation check failed: error {verdict.max_rel_err:.2g} over {verdict.tolerance:.0e}"
             f" at {verdict.detail}; this is a bug of onnxprune, nothing was saved",
             report,
         )

@@ -31,6 +31,7 @@ from onnxprune.manager import Cut, Mended, Recovery, State
 from onnxprune.matching import Matching
 from onnxprune.norms import CENTRED, STORED, UNCENTRED, Norm, norms
 from onnxprune.quantization import quantised_use
+from onnxprune.rectified import Window, window_behind
 from onnxprune.recurrence import refusal
 from onnxprune.regression import Regression
 from onnxprune.scores import Projection, Side, find
@@ -48,7 +49,8 @@ Left = list[tuple[str, str]]
 class Way:
     """How products are mended: `mend` makes what collects their rows. `norms`: kinds of normalisations whose scales are
     mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum;
-    `scores`: queries and keys aim at the original's scores.
+    `scores`: queries and keys aim at the original's scores; `passed`: of what an activation follows, only what that
+    lets through counts.
     """
 
     mend: Mend
@@ -56,9 +58,10 @@ class Way:
     cut: bool = True
     residual: bool = True
     scores: bool = False
+    passed: bool = False
 
 
-REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True)
+REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True)
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
 
@@ -209,7 +212,14 @@ class _Plan:
         if len(kept) == 1 and x.out in self.sides and kept[0].target == x.out:
             self.jobs.append(self._projection(kept[0], level, x.bias in self.new, biased))
         else:
-            self.jobs.append(Product(kept, level, early, x.bias in self.new, biased))
+            window = self._window(kept) if biased else None
+            self.jobs.append(Product(kept, level, early, x.bias in self.new, biased, window))
+
+    def _window(self, sites: Sequence[Site]) -> Window | None:
+        """Of the activation behind a refitted product, or behind the sum that it goes into."""
+        if not self.way.passed or len(sites) > 1:
+            return None
+        return window_behind(self.graph, sites[0].target if sites[0].minus else sites[0].linear.out)
 
     def _scores(self, touched: set[str], feed: Feeds) -> dict[str, list[Side]]:
         """By output of the product that makes them, the sides of attention scores of which channels are gone."""

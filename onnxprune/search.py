@@ -184,8 +184,9 @@ def _next(tries: Sequence[Attempt], wanted: float) -> float:
 
 
 def sensitivity_of(ready: State, progress: Progress, jobs: int = 1) -> Sensitivity:
-    """Error curves of a graph that is ready to be cut."""
+    """Error curves of a graph that is ready to be cut, and the bases that it is in."""
     if ready.calibration is None:
         raise InputError("sensitivities need calibration data: give --data")
     tell = partial(progress, "sensitivity of dims")
-    return analyse(ready.calibration, ready.typed.prunable, ready.model, jobs, tell)
+    found = analyse(ready.calibration, ready.typed.prunable, ready.model, jobs, tell)
+    return replace(found, bases=(ready.bases or {}) if ready.turn else {})

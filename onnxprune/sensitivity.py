@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,16 @@ from onnxprune.errors import InputError
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import DimInfo
 from onnxprune.linear import Gates
+from onnxprune.losses import output_error
+from onnxprune.rotation import Bases, packed, unpacked
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.storage import tensor
 
 Array = NDArray[Any]
-VERSION = 1
+VERSION = 2
 PROBE_SAMPLES = 64
+WIDTHS = 6  # at which readers are judged on feeds that they were not fitted to, from both ends of a curve
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 PROBE_ERROR = 0.05  # of the readers' output energy: a dim is probed at the width with about this error
 
 
@@ -46,7 +50,7 @@ class Probe:
 @dataclass(frozen=True)
 class Sensitivity:
     """The curves of one model, by dim name, and where they were measured; saved for reuse as JSON. `model` is the
-    fingerprint of the file's structure.
+    fingerprint of the file's structure, `bases` are those in which the units are counted (`rotation`).
     """
 
     model: str
@@ -54,6 +58,7 @@ class Sensitivity:
     curves: Mapping[str, Curve]
     probes: Mapping[str, Probe]
     kinds: Mapping[str, str]
+    bases: Bases = field(default_factory=dict)
 
     def curves_for(self, model: str) -> Mapping[str, Curve]:
         """The curves; InputError if they are another model's."""
@@ -75,7 +80,8 @@ class Sensitivity:
             }
             for n, c in self.curves.items()
         }
-        return json.dumps({"version": VERSION, "model": self.model, "samples": self.samples, "dims": dims}, indent=1)
+        made = {"version": VERSION, "model": self.model, "samples": self.samples, "dims": dims}
+        return json.dumps(made | {"bases": packed(self.bases)}, indent=1)
 
     @staticmethod
     def from_json(text: str) -> Sensitivity:
@@ -93,7 +99,8 @@ class Sensitivity:
                 n: Probe(int(p["gone"]), float(p["local"]), float(p["output"])) for n, r in rows for p in [r["probe"]]
             }
             kinds = {n: str(r["kind"]) for n, r in rows}
-            return Sensitivity(str(data["model"]), int(data["samples"]), found, probes, kinds)
+            bases = unpacked(data["bases"])
+            return Sensitivity(str(data["model"]), int(data["samples"]), found, probes, kinds, bases)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -129,7 +136,8 @@ def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
         seconds = calibration.seconds([m for d in group for m in calibration.meetings.get(d, [])])
         for d in group:
-            found[d] = sweep(_readers(calibration, d, grams, seconds), d.size)
+            swept = sweep(_readers(calibration, d, grams, seconds), d.size)
+            found[d] = _held_out(calibration, d, grams, swept)
     others = [i for i in calibration.typed.dims if i.dim in set(wanted) - set(found)]
     norms, _ = score(calibration.typed, others, "l2")
     return {d: found[d] if d in found else by_score(norms[d]) for d in wanted}
@@ -145,6 +153,50 @@ def exchange(calibration: Calibration, masks: Mapping[Dim, Mask]) -> dict[Dim, M
         for d in group:
             made[d] = ~swap(_readers(calibration, d, grams, seconds), ~masks[d])
     return made
+
+
+def _held_out(calibration: Calibration, d: Dim, grams: Mapping[int, Gram], swept: Curve) -> Curve:
+    """A curve with the errors that its readers have on feeds that they were not refitted to. They are solved at some
+    widths; in between, the ratio to the sweep's errors is interpolated. Meetings and readers that are not refitted
+    keep the sweep's.
+    """
+    consumers = [c for c in calibration.consumers.get(d, []) if grams[c.linear.key].folds]
+    if not consumers or d in calibration.meetings:
+        return swept
+    widths = np.unique(np.geomspace(1, d.size, WIDTHS).round().astype(int))
+    places = np.unique(np.concatenate([widths, d.size - widths]))[1:]  # units that are gone
+    errors = np.zeros(len(places))
+    for c in consumers:
+        errors += _errors(calibration, c, grams[c.linear.key], swept.order, places)
+    ratio = np.log(np.maximum(errors, 1e-12) / np.maximum(swept.errors[places], 1e-12))
+    factor = np.exp(np.interp(np.arange(d.size + 1), places, ratio))
+    return Curve(swept.order, np.maximum.accumulate(swept.errors * factor))
+
+
+def _errors(
+    calibration: Calibration, c: Consumer, gram: Gram, order: NDArray[np.int64], places: NDArray[np.int64]
+) -> Array:
+    """Held-out error of one reader, as a share of its output energy, with the first units of an order gone."""
+    assert gram.folds is not None
+    fit, held = gram.folds
+    old = c.linear.matrix(calibration.typed.graph.array(c.linear.weight)).astype(np.float64)
+    energy = max(_output(held.covariance, old), 1e-30)
+    away = held.mean - fit.mean
+
+    def error(k: int, damping: float) -> float:
+        gone = (c.rows >= 0) & np.isin(c.rows, order[:k])
+        change = old - refitted(fit.covariance, old, gone, damping)
+        moved = float(np.square(np.einsum("gk,gko->go", away, change)).sum())
+        return (_output(held.covariance, change) + moved) / energy
+
+    middle = int(places[len(places) // 2])
+    damping = min(DAMPINGS, key=lambda p: error(middle, p))
+    return np.array([error(int(k), damping) for k in places])
+
+
+def _output(covariance: Array, matrix: Array) -> float:
+    """Variance of x @ matrix, summed over outputs."""
+    return float(np.einsum("gko,gko->", covariance @ matrix, matrix))
 
 
 def _readers(
@@ -180,7 +232,8 @@ def measure(
     from joblib import Parallel, delayed  # which takes as long as onnx to import
 
     graph = calibration.typed.graph
-    feeds = first(calibration.feeds, samples)
+    held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
+    feeds = first(held or calibration.feeds, samples)
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
@@ -208,7 +261,7 @@ def _probe(
     graph: Graph, changed: Mapping[str, TensorProto], feeds: Sequence[Feeds], want: Sequence[Sequence[Any]]
 ) -> float:
     """Error of the outputs with some constants changed."""
-    return relative(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
+    return output_error(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
 
 
 def _without(
@@ -219,6 +272,7 @@ def _without(
     arrays: dict[str, Array] = {}
     for c in calibration.consumers.get(d, []):
         x, gram = c.linear, grams[c.linear.key]
+        gram = gram.folds[0] if gram.folds else gram
         if isinstance(x, Gates) or x.weight not in graph.tensors:  # only loses its rows
             continue
         old = x.matrix(graph.array(x.weight)).astype(np.float64)
@@ -238,14 +292,14 @@ def _without(
     return {n: tensor(n, a.astype(graph.array(n).dtype), graph.tensors[n]) for n, a in arrays.items()}
 
 
-def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_]) -> Array:
+def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping: float = DAMPING) -> Array:
     """Weights (G, K, O) whose rows `gone` (K,) are zero, the others fitted to make up for them."""
     made = weights.copy()
     made[:, gone] = 0
     if covariance.ndim == 2 or not gone.any():
         return made
     level = np.maximum(np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1], 1e-12)
-    damped = covariance + DAMPING * level[:, None, None] * np.eye(covariance.shape[1])
+    damped = covariance + damping * level[:, None, None] * np.eye(covariance.shape[1])
     kept = ~gone
     made[:, kept] += np.linalg.solve(damped[:, kept][:, :, kept], damped[:, kept][:, :, gone] @ weights[:, gone])
     return made
@@ -266,18 +320,3 @@ def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
 def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[list[Any]]:
     made = session(program(graph))
     return [list(made.run(None, f)) for f in feeds]
-
-
-def relative(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
-    """Squared error over the squared deviation of the outputs from their mean, the mean over float outputs."""
-    errors = []
-    for left, right in zip(zip(*want, strict=True), zip(*got, strict=True), strict=True):
-        if not isinstance(left[0], np.ndarray) or left[0].dtype.kind != "f":
-            continue
-        noise = signal = 0.0
-        for x, y in zip(left, right, strict=True):
-            a, b = (np.nan_to_num(v.astype(np.float64), posinf=0, neginf=0) for v in (x, y))
-            noise += float(np.square(a - b).sum())
-            signal += float(np.square(a - (a.mean(0) if a.ndim and len(a) > 1 else a.mean())).sum()) if a.size else 0.0
-        errors.append(noise / max(signal, 1e-30))
-    return float(np.mean(errors)) if errors else 0.0

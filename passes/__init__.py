@@ -11,6 +11,7 @@ from onnxprune.passes.merge_units import MergeUnits
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.passes.rotate_units import RotateUnits
 from onnxprune.passes.take_branches import TakeBranches
 
 RECOVERING = (FillMeans, MatchStatistics, MergeUnits, RefitLeastSquares)  # weights change, widths do not
@@ -22,6 +23,7 @@ PASSES = (
     RemoveDead,
     DropLayers,
     AbsorbConstants,
+    RotateUnits,
     Prune,
     *RECOVERING,
 )
@@ -30,10 +32,12 @@ DEFAULT = f"{PREPARE},prune,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,drop-layers,prune,remove-dead"
 
 
-def in_steps(count: int, recover: bool, layers: bool = False) -> str:
-    """The pipeline that drops `layers`, if that is wanted, cuts `count` times, and recovers after each of these."""
+def in_steps(count: int, recover: bool, layers: bool = False, rotate: bool = False) -> str:
+    """The pipeline that drops `layers`, if that is wanted, cuts `count` times, in other bases if `rotate`, and recovers
+    after each of these.
+    """
     mend = ["refit-least-squares"] if recover else []
-    first = ["drop-layers", *mend] if layers else []
+    first = [*(["drop-layers", *mend] if layers else []), *["rotate-units"] * rotate]
     return ",".join([PREPARE, *first, *["prune", "remove-dead", *mend] * count, *(["remove-dead"] if recover else [])])
 
 

@@ -24,8 +24,9 @@ from onnxprune.calibration import Calibration
 from onnxprune.inference import TypedGraph
 from onnxprune.layers.layer import Layer
 from onnxprune.layers.switched import switched
+from onnxprune.losses import output_error
 from onnxprune.quantization import stands_for_reals
-from onnxprune.sensitivity import PROBE_SAMPLES, first, relative
+from onnxprune.sensitivity import PROBE_SAMPLES, first
 from onnxprune.sessions import program, session
 
 Array = NDArray[Any]
@@ -87,7 +88,7 @@ def influences(calibration: Calibration, layers: Iterable[Layer]) -> dict[str, I
     found = {x.name: Influence(x, wires[x.node].inputs[x.operand] if x.is_branch else x.exit) for x in layers}
     known = [f for f in found.values() if f.layer.entry in shapes and f.added in shapes]
     for f in known:
-        for got, _ in calibration.watch([f.layer.entry, f.added], [(f.added, f)]):
+        for _, got, _ in calibration.watch([f.layer.entry, f.added], [(f.added, f)]):
             f.add(got[f.layer.entry], got[f.added])
     return found
 
@@ -110,7 +111,7 @@ class Gains:
 
     def error(self, off: Collection[str]) -> float:
         """Relative squared error of the outputs without the layers of these names."""
-        return relative(self._want, self._run(off))
+        return output_error(self._want, self._run(off))
 
     def _run(self, off: Collection[str]) -> list[list[Any]]:
         switches = {f"switch.{k}": np.array(x.name not in off) for k, x in enumerate(self.layers)}

@@ -82,6 +82,8 @@ class Report:
     dims: dict[str, int]
     options: dict[str, Any] = field(default_factory=dict)
     macs_shapes: dict[str, list[int]] = field(default_factory=dict)
+    rotated: dict[str, int] = field(default_factory=dict)
+    rotation_check: SurgeryCheck | None = None
     surgery_check: SurgeryCheck | None = None
     numerics: dict[str, dict[str, float | None]] = field(default_factory=dict)
     numerics_on: str = ""
@@ -117,6 +119,8 @@ class Report:
             "bytes": self.bytes.to_dict(),
             "dims": self.dims,
             "options": self.options,
+            "rotated": [{"dim": n, "size": size} for n, size in self.rotated.items()],
+            "rotation_check": self.rotation_check.to_dict() if self.rotation_check else None,
             "surgery_check": self.surgery_check.to_dict() if self.surgery_check else None,
             "numerics": finite(self.numerics),
             "numerics_on": self.numerics_on,

@@ -60,12 +60,12 @@ def show_report(out: Console, report: Report, source: str, target: str, verbose:
         out.print(f"latency           {words}")
     if report.timing:
         _show_timing(out, report.timing, report.latency_ms)
-    if report.surgery_check:
-        check = report.surgery_check
-        verdict = ("passed", "green") if check.passed else ("failed", "red")
-        numbers = f", largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})"
-        numbers += f", {check.detail}" if check.passed and check.detail else ""
-        out.print(Text.assemble("surgery check     ", verdict, numbers))
+    for title, check in (("rotation check", report.rotation_check), ("surgery check", report.surgery_check)):
+        if check:
+            verdict = ("passed", "green") if check.passed else ("failed", "red")
+            numbers = f", largest error {check.max_rel_err:.1e} (limit {check.tolerance:.0e})"
+            numbers += f", {check.detail}" if check.passed and check.detail else ""
+            out.print(Text.assemble(f"{title:18}", verdict, numbers))
     for name, row in report.numerics.items():
         out.print(f"against original  {name}: {_numbers(row)} ({report.numerics_on})")
     show_metrics(out, report.metrics)

@@ -1,0 +1,75 @@
+"""How far outputs are off, without labels: what sensitivities are measured in.
+
+    relative      squared error over the squared deviation of the outputs from their mean
+    divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one
+                  of a thousand unlikely classes hardly does
+
+`output_error` is the first, plus the second where an output is class scores that favour some class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+PROBABILITY_SUM = 1e-3  # rows that sum to 1 within this, and hold nothing negative, are probabilities already
+SMALLEST = 1e-12  # probabilities below are taken for this
+FAVOURED = 0.5  # the mean of the largest probability, from which on outputs are taken for class scores
+
+
+def output_error(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
+    """Error of the outputs of several feeds, each a list of outputs: the mean over float outputs."""
+    pairs = zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
+    errors = [_error(a, b) for a, b in pairs if isinstance(a[0], np.ndarray) and a[0].dtype.kind == "f"]
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def _error(want: Sequence[Array], got: Sequence[Array]) -> float:
+    """Error of one output over feeds."""
+    left, right = ([np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in part] for part in (want, got))
+    noise = sum(float(np.square(a - b).sum()) for a, b in zip(left, right, strict=True))
+    signal = sum(float(np.square(a - _middle(a)).sum()) for a in left if a.size)
+    found = noise / max(signal, 1e-30)
+    if all(map(_favours, left)):
+        found += float(np.mean(np.concatenate([divergence(a, b) for a, b in zip(left, right, strict=True)])))
+    return found
+
+
+def _middle(a: Array) -> Any:
+    """The mean over samples, or over all entries where there is one sample."""
+    return a.mean(0) if a.ndim and len(a) > 1 else a.mean()
+
+
+def _favours(scores: Array) -> bool:
+    """Whether scores (N, classes) favour a class in each row."""
+    if scores.ndim != 2 or scores.shape[1] < 2 or not len(scores):
+        return False
+    largest = np.exp(log_probabilities(scores, is_distribution(scores))).max(1)
+    return bool(largest.mean() >= FAVOURED)
+
+
+def divergence(want: Array, got: Array) -> NDArray[np.float64]:
+    """Kullback-Leibler divergence of the probabilities `got` from `want`, both scores (N, classes), in nats: (N,)."""
+    ready = is_distribution(want)
+    with np.errstate(all="ignore"):
+        p, q = (log_probabilities(x, ready) for x in (want, got))
+        terms = np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0)
+    total: NDArray[np.float64] = np.nan_to_num(terms.sum(1), nan=np.inf, posinf=np.inf)
+    return total
+
+
+def is_distribution(scores: Array) -> bool:
+    """Whether rows are probabilities already."""
+    return bool((scores >= 0).all() and (np.abs(scores.sum(1) - 1) < PROBABILITY_SUM).all())
+
+
+def log_probabilities(scores: Array, ready: bool) -> Array:
+    """Logarithms of probabilities, or of the softmax of scores, (N, classes)."""
+    if ready:
+        return np.asarray(np.log(np.maximum(scores, SMALLEST)))
+    shifted = scores - scores.max(1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
