@@ -223,12 +223,12 @@ def test_threads_with_checks() -> None:
 
 
 def test_signature() -> None:
-    """As the issue states it."""
+    """As documented."""
     stated = {
         "ratio": None, "macs": None, "params": None, "bytes": None, "latency": None, "latency_ms": None,
         "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
-        "drop_layers": (), "schedule": "",
+        "drop_layers": (), "schedule": "", "rotate": True,
         "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
         "check": True,
         "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,
