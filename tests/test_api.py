@@ -229,8 +229,8 @@ def test_signature() -> None:
         "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
         "drop_layers": (), "schedule": "",
-        "recover": True, "rotate": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
-        "check": True,
+        "recover": True, "rotate": True, "curves": None, "data": None, "test_data": None, "samples": 512,
+        "metric": None, "seed": 0, "check": True,
         "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,
         "cache": True,
     }  # fmt: skip
