@@ -157,7 +157,19 @@ def test_every_section_says_what_was_found(html: str, saved: dict[str, Any]) -> 
 def test_stable_keys(saved: dict[str, Any]) -> None:
     assert list(saved) == [
         *("format", "version", "outcome", "failure", "command", "argv", "source", "target", "params", "macs", "bytes"),
-        *("dims", "options", "surgery_check", "numerics", "numerics_on", "metrics", "latency_ms", "gates", "passes"),
+        *(
+            "dims",
+            "options",
+            "rotated",
+            "rotation_check",
+            "surgery_check",
+            "numerics",
+            "numerics_on",
+            "metrics",
+            "latency_ms",
+            "gates",
+            "passes",
+        ),
         *(
             "cuts",
             "dropped_layers",
