@@ -298,9 +298,11 @@ class _Plan:
         inside, direct = inner_names(self.graph.nodes), self.survivors.touched()
         done = mended | self.scored
         for i, node in enumerate(self.graph.nodes):
-            stored = bool(set(node.input[1:2]) & set(self.graph.constants)) or _is_dequantised(self.graph, node)
+            if operator(node) not in KINDS or i in done:
+                continue
+            stored = node.input[1] in self.graph.constants or _is_dequantised(self.graph, node)
             concerned = touched if stored else direct  # two activations matter where they sum over what is gone
-            if operator(node) in KINDS and i not in done and concerned & set(node.output):
+            if concerned & set(node.output):
                 self.left.append((node.name or node.output[0], self._why(i, node, inside)))
 
     def _why(self, i: int, node: NodeProto, inside: set[str]) -> str:
