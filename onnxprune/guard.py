@@ -53,7 +53,8 @@ class Guard:
 
     def __init__(self, original: Graph, facts: Trace, feeds: Iterable[Feeds], samples: int) -> None:
         self._original = original
-        cuttable = all(facts.dynamic(i.name, 0) for i in original.inputs)
+        ends = [*original.inputs, *original.outputs]
+        cuttable = all(facts.shapes.get(v.name) and facts.dynamic(v.name, 0) for v in ends)  # the axis of the batch
         count = samples if cuttable else sum(1 for _ in feeds)
         every = max(2, min(EVERY, count // 2))
         self.alone = samples < 2

@@ -23,7 +23,7 @@ from onnx import NodeProto, helper
 from onnxprune.dims import Mask
 from onnxprune.errors import InputError
 from onnxprune.flow import inner_names
-from onnxprune.graph import Graph, captured, operator
+from onnxprune.graph import Graph, attributes, captured, operator
 from onnxprune.guard import Guard
 from onnxprune.jobs import Feed, Job, Mend, Product, Recurrent, Site, Workbench
 from onnxprune.linear import KINDS, RECURRENT, Linear, linears
@@ -121,20 +121,13 @@ def _collect(
     """Run both graphs up to the inputs and targets of some jobs."""
     for job in jobs:
         job.begin(graph, way.mend)
-    wants, has = (list(dict.fromkeys(n for j in jobs for n in names(j))) for names in (_wants, _has))
+    wants = list(dict.fromkeys(n for j in jobs for n in j.wants))
+    has = list(dict.fromkeys(n for j in jobs for n in j.has))
     first = 0
     for want, got in zip(before.run(wants), after.run(has), strict=True):
         for job in jobs:
             job.take(Feed(want, got, first, samples, rng))
         first += got[has[0]].shape[0]
-
-
-def _wants(job: Job) -> tuple[str, ...]:
-    return job.wants
-
-
-def _has(job: Job) -> tuple[str, ...]:
-    return job.has
 
 
 def mend_all(state: State, name: str, way: Way) -> Graph:
@@ -151,14 +144,15 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
         state.recoveries.append(Recovery(name, state.graph, state.graph, cuts=len(state.cuts), note=told))
         return state.graph
     attempt = partial(recover, state.graph, state.facts, state.cuts, guard.rest, state.samples, seed=state.seed)
-    graph, mended, left = attempt(way)
-    note = ""
-    if mended:
-        fill = lambda: attempt(FILL)[0]  # noqa: E731
-        graph, note = guard.choose(state.graph, graph, {} if way is FILL else {"the biases alone": fill})
-    graph = graph if mended else state.graph
-    note = f"{name}: {note}" if note else ""
-    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts), note))
+
+    def biases() -> Graph:
+        return attempt(FILL)[0]
+
+    made, mended, left = attempt(way)
+    others = {} if way == FILL else {"the biases alone": biases}
+    graph, note = guard.choose(state.graph, made, others) if mended else (state.graph, "")
+    told = f"{name}: {note}" if note else ""
+    state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts), told))
     return graph
 
 
@@ -283,30 +277,30 @@ class _Plan:
         outputs = {n for n in node.output if n}
         origin = next((n for n in self.source.nodes if outputs <= set(n.output) and n.op_type == node.op_type), None)
         inside = outputs & inner_names(self.graph.nodes)
-        why = "it is in a body of control flow" if inside else refusal(self.graph, node) or _unlike(origin)
+        why = "it is in a body of control flow" if inside else refusal(self.graph, node)
         left = None if why or origin is None else self._states(origin)
         if origin is None or left is None:
             self.left.append((node.name or min(outputs), why or "the original has no such tensor"))
             return
-        steps = origin.output[0] or f"{min(outputs)}.steps"
-        if not origin.output[0]:
-            named = NodeProto()
-            named.CopyFrom(origin)
-            named.output[0] = steps
-            self.source = self.source.replace([named if n is origin else n for n in self.source.nodes])
-            origin = named
+        origin = origin if origin.output[0] else self._with_steps(origin, f"{min(outputs)}.steps")
         data = node.input[0]
-        self.jobs.append(Recurrent(i, data, origin, self.source, *left, steps, self.levels[data]))
+        self.jobs.append(Recurrent(i, data, origin, self.source, *left, origin.output[0], self.levels[data]))
+
+    def _with_steps(self, origin: NodeProto, name: str) -> NodeProto:
+        """A recurrent layer of the original that shows its states at all steps."""
+        made = NodeProto()
+        made.CopyFrom(origin)
+        made.output[0] = name
+        self.source = self.source.replace([made if n is origin else n for n in self.source.nodes])
+        return made
 
     def _states(self, origin: NodeProto) -> tuple[Mask, Mask] | None:
         """What is left of the directions and of the hidden units."""
-        for k, axes in ((0, (-3, -1)), (1, (-3, -1)), (2, (-3, -1))):
-            name = origin.output[k] if k < len(origin.output) else ""
+        first = bool(attributes(origin).get("layout", 0))
+        for k, name in enumerate(origin.output):
             masks = self.survivors.masks(name) if name else None
-            if masks is not None:
-                first = any(a.name == "layout" and a.i for a in origin.attribute)
-                direction = (2 if k == 0 else 1) if first else (1 if k == 0 else 0)
-                return masks[direction], masks[axes[1]]
+            if masks is not None:  # Y has the axis of time besides
+                return masks[first + (k == 0)], masks[-1]
         return None
 
     def _others(self, touched: set[str], mended: set[int]) -> None:
@@ -314,31 +308,26 @@ class _Plan:
         inside, direct = inner_names(self.graph.nodes), self.survivors.touched()
         done = mended | self.scored
         for i, node in enumerate(self.graph.nodes):
-            weights = set(node.input[1:2]) & set(self.graph.constants) or self._is_stored(node)
-            concerned = (
-                touched if weights else direct
-            )  # others have nothing to mend but where they sum over what is gone
-            if operator(node) in KINDS and i not in done and concerned & set(node.output):
+            if operator(node) not in KINDS or i in done:
+                continue
+            stored = node.input[1] in self.graph.constants or _is_dequantised(self.graph, node)
+            concerned = touched if stored else direct  # two activations matter where they sum over what is gone
+            if concerned & set(node.output):
                 self.left.append((node.name or node.output[0], self._why(i, node, inside)))
-
-    def _is_stored(self, node: NodeProto) -> bool:
-        return len(node.input) > 1 and _is_dequantised(self.graph, node.input[1])
 
     def _why(self, i: int, node: NodeProto, inside: set[str]) -> str:
         if node.output[0] in inside:
             return "it is in a body of control flow"
-        if quantised_use(self.graph, i, 1) is not None or _is_dequantised(self.graph, node.input[1]):
+        if quantised_use(self.graph, i, 1) is not None or _is_dequantised(self.graph, node):
             return "its weights are quantised"
         constant = node.input[1] in self.graph.constants
         return "its weights are no matrix of floats" if constant else "both sides are activations"
 
 
-def _is_dequantised(graph: Graph, name: str) -> bool:
-    return name in graph.producer and graph.nodes[graph.producer[name]].op_type == "DequantizeLinear"
-
-
-def _unlike(origin: NodeProto | None) -> str:
-    return "" if origin is not None else "the original has no such layer"
+def _is_dequantised(graph: Graph, node: NodeProto) -> bool:
+    """Whether the weights of a product come from DequantizeLinear."""
+    i = graph.producer.get(node.input[1], -1)
+    return i >= 0 and graph.nodes[i].op_type == "DequantizeLinear"
 
 
 def _levels(graph: Graph, mended: set[int]) -> dict[str, int]:

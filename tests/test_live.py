@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 import onnxprune
+from onnxprune.proof import RANDOM_SIZES
 from onnxprune.reading import load
 from onnxprune.report import live
 from onnxprune.report.live import shown
@@ -49,7 +50,7 @@ def test_nothing_is_drawn_where_nobody_looks(terminal: bool, quiet: bool, monkey
     assert drawn(monkeypatch, terminal, quiet) == ""
 
 
-@pytest.mark.parametrize(("data", "steps", "feeds"), [(None, 1, 2), (70, 1, 2 * 3), (70, 2, 3 * 3)])
+@pytest.mark.parametrize(("data", "steps", "feeds"), [(None, 1, len(RANDOM_SIZES)), (70, 1, 2 * 3), (70, 2, 3 * 3)])
 def test_stages_of_a_run_are_told(data: int | None, steps: int, feeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """70 samples are three feeds; with data, the model is compared after removal and recovery, and after a step."""
     monkeypatch.setattr(latency, "MAX_ROUNDS", 9)

@@ -114,3 +114,20 @@ def test_copies_are_made_up_for(op: str, attrs: str, hidden: bool) -> None:
     original = state.cuts[0].typed.graph
     assert error(original, found.before, fresh) > 0.1
     assert error(original, state.graph, fresh) < 2e-3
+
+
+def test_states_that_the_model_does_not_show_are_looked_at_too() -> None:
+    """A layer of which only the last states are read."""
+    model = build("""(float[t,n,6] x) => (float[1,n,4] y)
+        <float[6,8] a, float[1,24,8] w, float[1,24,8] r, float[1,48] b, float[8,4] c> {
+        h = MatMul(x, a) s, z = GRU<hidden_size=8>(h, w, r, b) y = MatMul(z, c) }""")
+    model.graph.node[1].output[0] = ""
+    for tensor in model.graph.initializer:
+        tensor.raw_data = (np.frombuffer(tensor.raw_data, np.float32) * np.float32(0.4)).tobytes()
+    feeds = [{"x": np.random.default_rng(k).normal(size=(7, 32, 6)).astype(np.float32)} for k in range(7)]
+    graph = load(model)
+    state = run(graph, feeds[:6], Budget(ratio=0.3, criterion="l2"))
+    (found,) = state.recoveries
+    assert not found.left and state.graph.nodes[1].output[0] == ""
+    assert len(found.mended) == 2
+    assert error(graph, state.graph, feeds[6:]) < 0.9 * error(graph, found.before, feeds[6:])
