@@ -26,6 +26,7 @@ import typer
 from onnxprune.criteria import CRITERIA, OBS
 from onnxprune.errors import InputError
 from onnxprune.gates import Gates
+from onnxprune.plan import AUTO
 from onnxprune.ranking import SCALES, SCOPES
 from onnxprune.sessions import LEVELS, Settings
 from onnxprune.validate.latency import ONE_THREAD
@@ -39,7 +40,12 @@ class Multiple:
 
 def multiple(text: str) -> int | str:
     """What such an option says."""
-    return int(text) if text.lstrip("-").isdecimal() else text
+    if text == AUTO:
+        return text
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is neither a whole number nor {AUTO}") from error
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def test_a_dry_run_asks_the_model_alone(clock: Any, tmp_path: Path) -> None:
         (["--latency-ms", "0"], "latency_ms must be a number of milliseconds above 0"),
         (["--latency", "0.5", "--macs", "0.5"], "exactly one budget"),
         (["--latency", "0.5", "--no-check"], "needs the checks"),
-        (["--ratio", "0.5", "--round-to", "odd"], "round_to must be a whole number of at least 1, or auto"),
+        (["--ratio", "0.5", "--round-to", "odd"], "neither a whole number nor auto"),
     ],
 )
 def test_options_that_cannot_be(options: list[str], message: str, capsys: Any, tmp_path: Path) -> None:
