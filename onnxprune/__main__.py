@@ -51,7 +51,7 @@ from onnxprune.outputs import Outputs
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import Budget, Plan
 from onnxprune.reading import blaming, load
-from onnxprune.report import live, terminal
+from onnxprune.report import inspection, live, terminal
 from onnxprune.report.about import typed
 from onnxprune.report.benchmark import show_benchmark
 from onnxprune.report.html import page
@@ -187,8 +187,8 @@ def inspect(model: Model, library: LibraryGroup, json_file: Json = None, quiet: 
     check_paths((model,), json_file)
     typed = _typed(load(model, library.custom_op_library or ()))
     if json_file:
-        write_atomic(json_file, json.dumps(terminal.inspection(typed), indent=1).encode())
-    terminal.show_inspection(terminal.console(quiet), typed)
+        write_atomic(json_file, json.dumps(inspection.inspection(typed), indent=1).encode())
+    inspection.show_inspection(terminal.console(quiet), typed)
 
 
 @app.command()

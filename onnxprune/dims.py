@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,8 @@ class Space:
 
     def freeze(self, expr: Expr, reason: Reason) -> None:
         """No unit of `expr` may go. The first reason given to a dim is kept."""
+        if not reason.where:
+            reason = replace(reason, where=self.where)
         for d in atoms(expr):
             d.frozen = d.frozen or reason
 

@@ -157,6 +157,18 @@ def _is_opaque(graph: GraphProto) -> bool:
     return not all(map(readable, graph.sparse_initializer)) or any(map(_is_opaque, inner))
 
 
+def carried(node: NodeProto) -> list[tuple[int, int]]:
+    """What a Loop or Scan carries: inputs of its BodyLeave, as (the body's output, the body's input)."""
+    results = len(node.output)
+    scanned = attribute(node, "num_scan_inputs")
+    first, entered = 1, list(range(1 + results, len(node.input)))
+    if scanned is not None:
+        entered = entered[: len(entered) - scanned.i]
+    else:  # after the condition; iteration number and condition come first
+        first, entered = 2, entered[2:]
+    return [(first + k, j) for k, j in enumerate(entered)]
+
+
 def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
     """Tensors that only exist inside of a body."""
     found: set[str] = set()

@@ -76,7 +76,7 @@ class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
     samples), error curves that are known by dim name, whether recovery follows (`mends`), the cuts and recoveries made,
-    what sizes cost on this machine.
+    what sizes cost on this machine, and `notes` for the report.
     """
 
     graph: Graph
@@ -92,6 +92,7 @@ class State:
     curves: Mapping[str, Curve] | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     mends: bool = False
+    notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None

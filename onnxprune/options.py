@@ -115,9 +115,16 @@ class ChoiceOptions:
     drop_layers: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="N|PATTERN",
+            metavar="N|auto|PATTERN",
             help="Drop the N least important layers, or those of these names (kind:attention, or with wildcards) first;"
-            " may be all that is asked for.",
+            " may be all that is asked for. auto: as many as leave the least error together with the widths.",
+        ),
+    ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="layers,global,local",
+            help="Cuts in order: layers first, then widths by these scopes, each recovered from.",
         ),
     ] = None
     sensitivity: Annotated[

@@ -35,9 +35,10 @@ from onnxprune.layers import Layer, check_wanted
 from onnxprune.lossless import removable
 
 COSTS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms")
-AUTO = "auto"  # round_to: whatever is best on this machine
+AUTO = "auto"  # round_to: whatever is best on this machine; layers: as many as are
 NS_IN_MS = 1_000_000
 VERSION = 2  # 1: without layers
+LAYERS = "layers"  # the word of a schedule
 SLACK = 0.98  # of a cost budget: what comes closer is not refilled
 
 
@@ -48,6 +49,7 @@ class Budget:
     `l2`. `max_drop` is the largest loss of the metric, as a fraction, and the MACs are then made as few as it allows;
     `steps`: cuts on the way, each recovered from; `round_to`: a number of units, or "auto". `drop_layers`: whole layers
     that go first, as `onnxprune.layers.choose` reads it; a budget of its own, too.
+    `schedule`: cuts in order, "layers,global,local": layers first, then widths by these scopes, in equal parts.
     """
 
     ratio: float | None = None
@@ -66,6 +68,7 @@ class Budget:
     steps: int = 1
     max_drop: float | None = None
     drop_layers: tuple[str, ...] = ()
+    schedule: str = ""
 
     def __post_init__(self) -> None:
         given = [n for n in (*COSTS, "max_drop") if getattr(self, n) is not None] + ["lossless"] * bool(self.lossless)
@@ -74,7 +77,8 @@ class Budget:
             raise InputError(
                 f"give exactly one budget of {', '.join(COSTS)}, max_drop, lossless; got {', '.join(given) or 'none'}"
             )
-        _check_amount(given[0], getattr(self, given[0]))
+        for name in given:
+            _check_amount(name, getattr(self, name))
         if self.scope not in ranking.SCOPES:
             raise InputError(f"unknown scope {self.scope!r}: choose {', '.join(ranking.SCOPES)}")
         if not isinstance(self.criterion, str) or self.criterion not in ("", OBS):
@@ -85,6 +89,25 @@ class Budget:
             raise InputError(f"round_to must be a whole number of at least 1, or {AUTO}, got {self.round_to}")
         if not isinstance(self.steps, int) or self.steps < 1:
             raise InputError(f"steps must be a whole number of at least 1, got {self.steps}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        known = f"{LAYERS!r} first or not at all, then any of {', '.join(ranking.SCOPES)}"
+        if wrong := next((w for w in self.scopes if w not in ranking.SCOPES), None):
+            raise InputError(f"the schedule {self.schedule!r} has {wrong!r}: write {known}, with commas between")
+        if self.schedule and (self.steps > 1 or self.lossless):
+            raise InputError("a schedule says itself in how many steps the budget is met: leave out steps and lossless")
+
+    @property
+    def scopes(self) -> list[str]:
+        """The scope of each cut of widths."""
+        words = [w.strip() for w in self.schedule.split(",")] if self.schedule else []
+        return words[words[:1] == [LAYERS] :] or [self.scope] * (self.steps if not words else 1)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that go first, as they were asked for; whatever suits where a schedule only says that some do."""
+        return self.drop_layers or ((AUTO,) if self.schedule.split(",")[0].strip() == LAYERS else ())
 
     @property
     def in_time(self) -> bool:
@@ -113,7 +136,7 @@ class Budget:
     def drops_only(self) -> bool:
         """Whether layers go and no width is cut."""
         rest = [getattr(self, n) for n in (*COSTS, "max_drop")]
-        return bool(self.drop_layers) and not self.lossless and rest == [None] * len(rest)
+        return bool(self.layers) and not self.lossless and rest == [None] * len(rest)
 
     @property
     def scale(self) -> str:
@@ -130,16 +153,18 @@ class Budget:
         """
         if self.drops_only:
             return None
-        if self.lossless or self.latency_ms is not None or (self.steps == 1 and now is first):
-            return self
+        steps = len(self.scopes)
+        if self.lossless or self.latency_ms is not None or (steps == 1 and now is first):
+            return replace(self, scope=self.scopes[0], steps=1, schedule="")
         name = next(n for n in COSTS if getattr(self, n) is not None)
         kept = 1 - self.ratio if self.ratio is not None else float(getattr(self, name))
         whole, left = (_cost(t, self, _infos(t, self), clock)[0].at({}) for t in (first, now))
-        wanted = kept ** (min(done + 1, self.steps) / self.steps) * whole / max(left, 1)
+        wanted = kept ** (min(done + 1, steps) / steps) * whole / max(left, 1)
         if wanted >= 1:
             return None
         wanted = float(np.clip(wanted, 1e-6, 1 - 1e-6))
-        changed: dict[str, Any] = {name: 1 - wanted if self.ratio is not None else wanted, "steps": 1}
+        changed: dict[str, Any] = {name: 1 - wanted if self.ratio is not None else wanted, "steps": 1, "schedule": ""}
+        changed["scope"] = self.scopes[min(done, steps - 1)]
         return replace(self, **changed)
 
 
@@ -275,8 +300,8 @@ def make_plan(
             keep = _by_score(typed, budget, listed, multiples, scores, clock)
         for d, mask in keep.items():
             if mask.all():
-                multiple = multiples.get(d, 1)
-                refused.append((infos[d].name, f"{d.size} units: nothing goes at this budget (round_to {multiple})"))
+                step = f" in steps of {multiples[d]} units" if multiples.get(d, 1) > 1 else ""
+                refused.append((infos[d].name, f"nothing goes at this budget{step}"))
     cut = {infos[d].name: m for d, m in keep.items() if not m.all()}
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
 

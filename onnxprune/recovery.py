@@ -40,7 +40,7 @@ from onnxprune.storage import tensor
 from onnxprune.survivors import Survivors, downstream
 from onnxprune.trace import Trace
 
-SUMS_BYTES = 3 << 29  # of what is summed over rows at once
+SUMS_BYTES = 1 << 30  # of what is summed over rows at once
 Left = list[tuple[str, str]]
 
 

@@ -19,7 +19,7 @@ from onnxprune.graph import Graph, captured
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace
 
-LIMIT_BYTES = 2 << 30  # of activations held between two stages
+LIMIT_BYTES = 5 << 28  # of activations held between two stages; recovery holds those of two graphs
 
 
 class Stages:
@@ -83,7 +83,7 @@ class Stages:
         held: list[Feeds] = []
         job = session(program(self._piece(needed, start, outputs))) if outputs else None
         taken = [i.name for i in job.get_inputs()] if job else []
-        for feed in self.held if self.held is not None else self.feeds:
+        for feed in self._source(fits):
             values = job.run(outputs, {n: feed[n] for n in taken}) if job else []
             made = dict(feed) | dict(zip(outputs, values, strict=True))
             if fits:
@@ -93,6 +93,16 @@ class Stages:
             yield {n: made[n] for n in wanted}
         if fits and held:
             self.held, self.done = held, done
+
+    def _source(self, fits: bool) -> Iterator[Feeds]:
+        """What a stage starts from: what is held, and let go of on the way where what comes next is sure to fit."""
+        if self.held is None or not fits:
+            yield from self.feeds if self.held is None else self.held
+            return
+        held = self.held[::-1]
+        self.restart()
+        while held:
+            yield held.pop()
 
     def _slice(self, wanted: Sequence[str], start: set[str]) -> set[int]:
         """Units that make the wanted tensors out of those that are there."""

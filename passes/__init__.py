@@ -27,7 +27,7 @@ PASSES = (
 )
 PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
-LOSSLESS = f"{PREPARE},absorb-constants,prune,remove-dead"
+LOSSLESS = f"{PREPARE},absorb-constants,drop-layers,prune,remove-dead"
 
 
 def in_steps(count: int, recover: bool, layers: bool = False) -> str:

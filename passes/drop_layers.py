@@ -10,19 +10,24 @@ Outputs of the model keep their names, behind an Identity. In bodies of control 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnx import NodeProto, helper
 
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph, attributes, operator
-from onnxprune.layers import Chosen, Layer, choose, find
+from onnxprune.guard import Guard
+from onnxprune.layers import AUTO, NONE, Chosen, Layer, choose, find, silent
 from onnxprune.layers.residual import SKIP, SUMS
-from onnxprune.manager import Cut, State
-from onnxprune.passes.remove_dead import alive
+from onnxprune.manager import Cut, PassManager, State
+from onnxprune.passes.prune import Prune
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
+from onnxprune.passes.remove_dead import RemoveDead, alive
 from onnxprune.plan import Plan, bind_layers
+from onnxprune.together import Together, candidates
 
 NORM = {  # a fused sum without its branch: the operator, and the inputs that are its scale and bias
     SKIP[0]: ("LayerNormalization", (2, 3)),
@@ -34,7 +39,7 @@ EPSILON = 1e-12  # of the fused sums, where they state none
 @dataclass(frozen=True)
 class DropLayers:
     """Drop what the plan says. `layers`: how many, or patterns of names with blanks between; without it the plan or
-    budget of the call is used.
+    budget of the call is used; lossless ones drop branches that are zero whatever the input.
     """
 
     layers: str = ""
@@ -43,6 +48,7 @@ class DropLayers:
 
     def run(self, state: State) -> Graph:
         chosen = self._choose(state)
+        state.notes += [chosen.told] if chosen.told else []
         if not chosen.layers:
             return state.graph
         if any(c.plan.keep for c in state.cuts):
@@ -55,8 +61,41 @@ class DropLayers:
     def _choose(self, state: State) -> Chosen:
         if not self.layers and state.plan is not None:
             return Chosen(bind_layers(state.plan, find(state.typed))) if state.plan.layers else Chosen()
-        wanted = self.layers.split() or (state.budget.drop_layers if state.budget else ())
+        wanted = self.layers.split() or (state.budget.layers if state.budget else ())
+        if list(wanted) == [AUTO]:
+            return _together(state)
+        if state.budget is not None and state.budget.lossless and not wanted:
+            return silent(state.typed)
         return choose(state.typed, wanted, state.calibration, state.mends) if wanted else Chosen()
+
+
+def _together(state: State) -> Chosen:
+    """As many layers as leave the least error once widths make up the rest of the budget: predicted, then tried."""
+    if state.calibration is None or state.budget is None or state.data is None:
+        raise InputError(f"drop_layers {AUTO} needs calibration data and a budget: give --data")
+    weighed = Together(state.typed, state.budget, state.calibration, state.curves, state.mends)
+    state.curves = weighed.curves
+    likely = candidates(weighed.prefixes())
+    errors = [_trial(state, [x.name for x in p.layers]) for p in likely] if len(likely) > 1 else [0.0]
+    best = min(range(len(likely)), key=lambda k: errors[k])
+    tries = ", ".join(f"{e:.3g} without {len(p.layers)}" for p, e in zip(likely, errors, strict=True))
+    told = f"layers were weighed against widths; relative squared error on samples that were held back: {tries}"
+    gone = set(likely[best].layers)
+    layers = tuple(x for x in find(state.typed) if x in gone)
+    return Chosen(layers, weighed.measured.scores, told=told if len(likely) > 1 else "")
+
+
+def _trial(state: State, names: list[str]) -> float:
+    """The error of the outputs when these layers go, and widths as the budget says; recovered from if the run is."""
+    assert state.budget is not None and state.data is not None
+    mend = (RefitLeastSquares(),) if state.mends else ()
+    budget = replace(state.budget, drop_layers=tuple(names) or (NONE,), steps=1, schedule="")
+    tried = replace(state, budget=budget, cuts=[], recoveries=[])
+    try:
+        PassManager((DropLayers(), *mend, Prune(), RemoveDead(), *mend)).run(tried)
+    except InputError:  # what is left cannot meet the budget
+        return math.inf
+    return Guard(state.graph, state.facts, state.data, state.samples).errors([tried.graph])[0]
 
 
 def _names(state: State, layers: Iterable[Layer]) -> list[str]:

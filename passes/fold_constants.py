@@ -23,7 +23,7 @@ from onnxprune.manager import State
 from onnxprune.sessions import run
 from onnxprune.storage import PACKED, tensor
 
-SMALL_BYTES = 1024  # results up to this size are always worth storing
+SMALL_BYTES = 256  # results up to this size are always worth storing
 EXTERNAL_BYTES = 1 << 30  # of constants that are not in memory: folding stores results in memory
 
 

@@ -228,7 +228,7 @@ def test_signature() -> None:
         "ratio": None, "macs": None, "params": None, "bytes": None, "latency": None, "latency_ms": None,
         "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
-        "drop_layers": (),
+        "drop_layers": (), "schedule": "",
         "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
         "check": True,
         "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,

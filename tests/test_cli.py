@@ -485,6 +485,15 @@ def test_prune_report_check_bench(box: Box, capsys: pytest.CaptureFixture[str], 
     assert "logits" in capsys.readouterr().out
 
 
+def test_inspect_counts_macs_as_reports_do(box: Box) -> None:
+    assert box("inspect", VIT, "--json", "i.json") == 0
+    assert box("prune", VIT, "--ratio", "0.5", "--dry-run", "--json", "r.json") == 0
+    found, whole = (json.loads(Path(n).read_text()) for n in ("i.json", "r.json"))
+    width = max(d["macs"] for d in found["prunable"])
+    blocks = sum(x["macs"] for x in found["layers"] if x["kind"] == "block")
+    assert 0.9 * whole["macs"]["before"] < blocks < width <= whole["macs"]["before"]
+
+
 def test_inspect(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     assert box("inspect", VIT, "--json", "i.json") == 0
     out = capsys.readouterr().out

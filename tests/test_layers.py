@@ -30,6 +30,7 @@ LAYERS = (
     "allocation sensitivity ranking merging",
     "layers",
     "plan",
+    "together",
     "manager",
     "jobs survivors",
     "scores",

@@ -97,6 +97,18 @@ HEADS = (
     "(float[N,5,4] x) => (float[N,5,3] y) <float[4,2,4] A, float[2,4,3] B>"
     '{ h = Einsum <equation = "btc,cnd->btnd"> (x, A) g = Tanh(h) y = Einsum <equation = "btnd,ndo->bto"> (g, B) }'
 )
+STEP = "a = MatMul(e, A) r = MatMul(h, R) s = Add(a, r) n = Tanh(s)"
+SCAN = (
+    "(float[5,2,4] x) => (float[2,3] y) <float[4,8] A, float[8,8] R, float[2,8] z, float[8,3] B> { f, o = Scan"
+    f" <num_scan_inputs = 1, body = b (h, e) => (n, c) {{ {STEP} c = Identity(n) }}> (z, x) m = ReduceMax <keepdims ="
+    " 0, axes = [0]> (o) t = Add(f, m) y = MatMul(t, B) }"
+)
+LOOP = (
+    "(float[5,N,4] x) => (float[N,3] y) <float[4,8] A, float[8,8] R, float zero = {0}, int64[1] w = {8}, int64 five ="
+    " {5}, float[8,3] B> { p = Shape <start = 1, end = 2> (x) q = Concat <axis = 0> (p, w) z = Expand(zero, q) f ="
+    " Loop (five, , z) <body = b (int64 i, bool k, float[N,8] h) => (bool l, float[N,8] n) { l = Identity(k) e ="
+    f" Gather(x, i) {STEP} }}> y = MatMul(f, B) }}"
+)
 NETS = [
     Case("nothing planted", GEMM.format("Relu"), "", ""),
     Case("conv, batch norm, relu", CONV_BN.format(PADDED), "A:0[1,4]=0 b[1,4]=0 m[1,4]=0", "A:0[1,4]", 15),
@@ -146,6 +158,11 @@ NETS = [
         .replace("y = Conv(g, B)", ""), "A:0[2]=0", "A:0[2]"),
     Case("einsum", tokens('k = Einsum <equation = "btc,cd->btd"> (h, C) g = Relu(k)', "float[8,8] C"), "A:1[1]=0"
         " C:1[2]=0", "A:1[1] C:1[2]"),
+    Case("carried state stays zero", SCAN, "z:0[0,1]=0 A:1[1,3]=0 R:1[1,3]=0", "z:1[1,3]", 13),
+    Case("carried state starts elsewhere", SCAN, "z:0[0,1]=1 A:1[1,3]=0 R:1[1,3]=0", "", 13),
+    Case("carried state that others move", SCAN, "z:0[0,1]=0 A:1[1,3]=0 R:1[3]=0", "z:1[3]", 13),
+    Case("state of a loop stays zero", LOOP, "A:1[1,3]=0 R:1[1,3]=0", "A:1[1,3]"),
+    Case("state of a loop moves", LOOP, "A:1[1]=0 R:1[3]=0", ""),
     Case("einsum over two axes, unread", HEADS, "B:0[0]=0 B:1[0]=0", "A:1[0] A:2[0]"),
     Case("einsum over two axes, zero", HEADS, "A:1[0]=0 A:2[0]=0", "A:1[0] A:2[0]"),
     Case("einsum over two axes, half unread and half zero", HEADS, "A:2[0,1]=0 B:1[2]=0 B:0[1]=0", "A:1[1] A:2[0,1,2]"),

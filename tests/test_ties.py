@@ -8,7 +8,11 @@ from onnx import ModelProto, numpy_helper
 
 import onnxprune
 from onnxprune.inference import TypedGraph
+from onnxprune.manager import PassManager, State, parse
+from onnxprune.passes import PASSES
 from onnxprune.passes.prune import cut
+from onnxprune.reading import load
+from onnxprune.validate.closeness import TOLERANCE, TOLERANCE_HALF
 from onnxprune.validate.surgery_check import surgery_check
 from tests.common import build, feeds_for, plans, typed_model
 
@@ -66,3 +70,31 @@ def test_lossless_with_ties() -> None:
             t.CopyFrom(numpy_helper.from_array(array.astype(np.float32), t.name))
     report = onnxprune.prune(model, lossless=True).report
     assert report.surgery_check and report.surgery_check.passed and report.params.after < report.params.before
+
+
+def test_a_choice_that_the_file_makes_inside_a_branch() -> None:
+    """The branch is taken before anything is pruned, and only then the choice can be fed in."""
+    top = "TopK <axis = 1> (p, k)"
+    branches = f"then_branch = yes () => (t, j) {{ t, j = {top} }}, else_branch = no () => (u, l) {{ u, l = {top} }}"
+    original = load(build(TOP.replace(top, f"If (c) <{branches}>").replace("}> {", "}, bool c = {1}> {")))
+    state = State(original)
+    PassManager(parse("take-branches", PASSES)).run(state)
+    masks = next(plans(state.typed))
+    pruned = cut(state.typed, masks)
+    assert surgery_check(state.typed, masks, pruned, feeds_for(state.typed), original).passed
+
+
+# nodes of a graph with float32 inputs and outputs, tolerance
+PRECISIONS = [
+    ("h = MatMul(x, A) r = Relu(h) y = MatMul(r, B)", TOLERANCE),
+    ("W = Cast <to = 10> (A) V = Cast <to = 1> (W) h = MatMul(x, V) r = Relu(h) y = MatMul(r, B)", TOLERANCE),
+    ("h = MatMul(x, A) c = Cast <to = 10> (h) r = Relu(c) f = Cast <to = 1> (r) y = MatMul(f, B)", TOLERANCE_HALF),
+]
+
+
+@pytest.mark.parametrize(("nodes", "tolerance"), PRECISIONS, ids=["single", "stored in halves", "computed in halves"])
+def test_tolerance_is_that_of_the_activations(nodes: str, tolerance: float) -> None:
+    """Whatever the type of the outputs."""
+    typed = typed_model(build(f"(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B> {{ {nodes} }}"))
+    masks = next(plans(typed))
+    assert surgery_check(typed, masks, cut(typed, masks), feeds_for(typed)).tolerance == tolerance

@@ -179,7 +179,8 @@ def _recurrent(c: Constancy, i: int) -> dict[int, Values]:
     node, signature = c.typed.graph.nodes[i], c.typed.signatures[i]
     attrs = attributes(node)
     states = [j for j in (5, 6) if j < len(node.input) and node.input[j]]
-    if "activations" in attrs or any(c.uniform(i, j) != 0 for j in states):
+    moving = [j for j in states if c.uniform(i, j) != 0]
+    if "activations" in attrs or any(signature.inputs[j] is None for j in moving):
         return {}
     r = signature.inputs[2]
     names = [n for n in node.input[1:4] if n]
@@ -188,7 +189,7 @@ def _recurrent(c: Constancy, i: int) -> dict[int, Values]:
     hidden = r[2].size
     gate = {"LSTM": 3, "GRU": 2, "RNN": 0}[node.op_type]  # iofc, zrh
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op_type]
-    still = np.ones(hidden, bool)
+    still = np.all([np.ones(hidden, bool), *(c.zero(i, j, -1) for j in moving)], axis=0)
     for j, name in enumerate(names):
         array = c.typed.graph.array(name)
         blocks = array.reshape(array.shape[0], -1, hidden, *array.shape[2:])
@@ -209,6 +210,36 @@ def _branches(c: Constancy, i: int) -> dict[int, Values]:
     """If: a unit is constant if it is the same constant in both branches."""
     count, own = _outputs(c, i), int(attributes(c.typed.graph.nodes[i])["flow_inputs"])
     return {k: _merge_into(c, i, (own + k, own + count + k), k) for k in range(count)}
+
+
+def _entered(c: Constancy, i: int) -> dict[int, Values]:
+    """Body inputs: what a Loop or Scan carries stays what it enters with, until the end of the body refutes it."""
+    node = c.typed.graph.nodes[i]
+    scanned = attributes(node).get("num_scan_inputs")
+    count = len(node.output) - 1  # none for If
+    made: dict[int, Values] = {}
+    for j in range(2, count) if scanned is None else range(count - int(scanned)):
+        refuted = c.refuted.get(node.output[1 + j], {})
+        values = {d: v for d, v in c.at(i, j).items() if d in c.out_dims(i, 1 + j)}
+        made[1 + j] = {d: np.where(refuted.get(d, False), np.nan, v) for d, v in values.items()}
+    return made
+
+
+def _repeated(c: Constancy, i: int, given: int, skipped: int) -> dict[int, Values]:
+    """Loop and Scan: what is carried, `given` from its own inputs, is constant if it is so before and after the body;
+    scan outputs are if each slice is. The body's results lie behind the own inputs and `skipped` more.
+    """
+    attrs = attributes(c.typed.graph.nodes[i])
+    own = int(attrs["flow_inputs"])
+    states = own - given - int(attrs.get("num_scan_inputs", 0))
+    results = range(own + skipped, own + skipped + _outputs(c, i))
+    return {k: _merge_into(c, i, (given + k, j) if k < states else (j,), k) for k, j in enumerate(results)}
+
+
+def _expanded(c: Constancy, i: int) -> dict[int, Values]:
+    """Expand: of a number, every unit is that number."""
+    number = c.uniform(i, 0)
+    return _moved(c, i) if math.isnan(number) else {0: {d: np.full(d.size, number) for d in c.out_dims(i)}}
 
 
 def _outputs(c: Constancy, i: int) -> int:
@@ -305,6 +336,10 @@ TABLE: dict[str, Row] = {
     "com.microsoft.Attention": lambda c, i: _all_zero(c, i, (1, 2, 4)),  # weights, bias, past
     "com.microsoft.MultiHeadAttention": lambda c, i: _all_zero(c, i, (2, 3, 7)),  # values, bias, past
     "com.microsoft.GroupQueryAttention": _group_query,
+    "Expand": _expanded,
+    "BodyEnter": _entered,
     "BodyLeave": _left,
+    "Loop": partial(_repeated, given=2, skipped=1),
+    "Scan": partial(_repeated, given=0, skipped=0),
     "If": _branches,
 }

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.dims import Dim, Expr, atoms, gather, spread
+from onnxprune.flow import LEAVE, carried
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
 from onnxprune.quantization import Operand, has, operand, real
@@ -36,12 +37,34 @@ class Constancy:
         self.values: dict[str, Values] = {}
         self._uniform: dict[str, float] = {}
         self._constants: dict[tuple[int, int], Values] = {}
-        for i, node in enumerate(typed.graph.nodes):
-            if typed.signatures[i].barrier is None and (row := table.get(operator(node))):
+        self.refuted: dict[str, dict[Dim, NDArray[np.bool_]]] = {}  # units of body inputs that change on the way
+        self._walk(table)
+        while self._refute():
+            self._walk(table)
+
+    def _walk(self, table: Mapping[str, Row]) -> None:
+        """Constants of every tensor, if all that loops carry stays what it enters with, but for what is refuted."""
+        self.values.clear()
+        for i, node in enumerate(self.typed.graph.nodes):
+            if self.typed.signatures[i].barrier is None and (row := table.get(operator(node))):
                 for k, made in row(self, i).items():
                     known = {d: v for d, v in made.items() if not np.isnan(v).all()}
                     if known and k < len(node.output):
                         self.values[node.output[k]] = known
+
+    def _refute(self) -> bool:
+        """Note the units that a loop carries and does not leave as they were; True if there are new ones."""
+        new = False
+        for i, node in enumerate(self.typed.graph.nodes):
+            for k, j in carried(node) if node.op_type == LEAVE else ():
+                name, after = node.input[j], self.at(i, k)
+                for d, before in self.values.get(name, {}).items():
+                    moved = ~np.isnan(before) & ~(after.get(d, np.full(d.size, np.nan)) == before)
+                    if moved.any():
+                        known = self.refuted.setdefault(name, {})
+                        known[d] = known.get(d, np.zeros(d.size, bool)) | moved
+                        new = True
+        return new
 
     def at(self, i: int, j: int) -> Values:
         """Constants of input j of node i; where the node takes it as quantised, with the zero point subtracted."""

@@ -14,10 +14,13 @@ from itertools import chain
 
 from onnxprune.calibration import Calibration
 from onnxprune.errors import InputError
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.layers.find import find, leaves
 from onnxprune.layers.influence import Gains, Score, influences, norms
 from onnxprune.layers.layer import Layer
+from onnxprune.layers.residual import MOVES
+from onnxprune.linear import KINDS as PRODUCTS
 
 BITES = 4  # times that all layers are measured again on the way to a number of drops
 AUTO, NONE = "auto", "none"
@@ -30,6 +33,7 @@ class Chosen:
     layers: tuple[Layer, ...] = ()
     scores: Mapping[str, Score] = field(default_factory=dict)
     by_norm: bool = False
+    told: str = ""
 
 
 def check_wanted(wanted: Sequence[str]) -> None:
@@ -68,7 +72,7 @@ def _matching(found: Sequence[Layer], pattern: str) -> list[Layer]:
     return made
 
 
-def candidates(found: Sequence[Layer]) -> list[list[Layer]]:
+def ways(found: Sequence[Layer]) -> list[list[Layer]]:
     """Layers that hold no other, each with its variants: of these one may go."""
     return [[x, *(v for v in found if v.variant == x.name)] for x in leaves(found)]
 
@@ -77,11 +81,11 @@ def least(
     typed: TypedGraph, found: Sequence[Layer], count: int, calibration: Calibration | None, filled: bool
 ) -> Chosen:
     """The `count` least important layers."""
-    pool = candidates(found)
+    pool = ways(found)
     if count > len(pool):
         raise InputError(f"{count} layers cannot be dropped: the model has {len(pool)} (see `onnxprune inspect`)")
     if calibration is None:
-        sizes = norms(typed, [ways[-1] for ways in pool])
+        sizes = norms(typed, [each[-1] for each in pool])
         names = sorted(sizes, key=lambda n: sizes[n])[:count]
         return Chosen(tuple(x for x in found if x.name in names), by_norm=True)
     measured = Measured(calibration, pool, filled)
@@ -89,6 +93,31 @@ def least(
     while len(off) < count:
         off += measured.cheapest(off)[: min(max(1, count // BITES), count - len(off))]
     return Chosen(tuple(x for x in found if x in off), measured.scores)
+
+
+def silent(typed: TypedGraph) -> Chosen:
+    """Branches that add nothing, whatever the input, since what multiplies last is zero."""
+    graph = typed.graph
+    sums = [i for i, wires in enumerate(graph.wires) if wires.operator == "Add"]
+    zero = {(i, j) for i in sums for j, name in enumerate(graph.wires[i].inputs) if _is_zero(graph, name)}
+    if not zero:
+        return Chosen()
+    return Chosen(tuple(x for x in find(typed) if (x.node, x.operand) in zero))
+
+
+def _is_zero(graph: Graph, name: str) -> bool:
+    """Whether a tensor is zero whatever the input: a product with zero weights and bias, or what is made of such."""
+    if name in graph.constants:
+        return graph.constants[name].data_type in FLOATS and not graph.array(name).any()
+    i = graph.producer.get(name)
+    if i is None:
+        return False
+    operator, inputs = graph.wires[i].operator, graph.wires[i].inputs
+    if operator in PRODUCTS:  # of activation and weight, with a bias or without
+        return all(n in graph.constants and _is_zero(graph, n) for n in inputs[1:] if n)
+    if operator == "Add":
+        return all(_is_zero(graph, n) for n in inputs)
+    return operator in MOVES and _is_zero(graph, inputs[0])
 
 
 class Measured:
@@ -107,9 +136,9 @@ class Measured:
         """What may go after `off`, the best way for each layer, the one whose loss costs least first."""
         gone = {x.variant or x.name for x in off}
         best: list[tuple[float, int, Layer]] = []
-        for k, ways in enumerate(self.pool):
-            if ways[0].name not in gone:
-                best.append(min((self.error([*off, x]), k, x) for x in ways))
+        for k, each in enumerate(self.pool):
+            if each[0].name not in gone:
+                best.append(min(((self.error([*off, x]), k, x) for x in each), key=lambda b: b[:2]))
         return [x for _, _, x in sorted(best, key=lambda b: b[:2])]
 
     def error(self, off: Sequence[Layer]) -> float:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune import cost
 from onnxprune.criteria.second_order import Curve
-from onnxprune.inference import DimInfo, TypedGraph
-from onnxprune.layers import Layer, find
 from onnxprune.metrics import Reading
 from onnxprune.operators import Operator
 from onnxprune.plan import Plan
@@ -26,12 +22,11 @@ from onnxprune.validate import latency
 from onnxprune.validate.latency import Comparison
 
 TOP_CUTS = 8
-TOP_PLACES = 3
+TOP_NAMES = 3
 SHARES = (0.9, 0.75, 0.5, 0.25)  # of the units, in tables of sensitivities
 STAGES = {"original": "before", "removed": "after removal", "recovered": "after recovery", "pruned": "after"}
 UNITS = {"sqnr_db": "{:.4g} dB", "top1_agreement": "{:.1%}"}  # of metrics that have one
 LONG_TABLE = 1000  # rows
-OBVIOUS = ("kernel", "structure")  # counted, not listed
 
 
 def console(quiet: bool = False, stderr: bool = False) -> Console:
@@ -97,7 +92,7 @@ def _show_timing(out: Console, timing: Timing, measured: Comparison | None) -> N
     if timing.predicted is not None:
         words = [f"{timing.predicted:.3f} of the original's time predicted from its kernels"]
         words += [f"{measured.timings[-1].ratio:.3f} measured"] if measured else []
-        words += [_plural(len(timing.attempts), "try").replace("trys", "tries")] if timing.attempts else []
+        words += [plural(len(timing.attempts), "try").replace("trys", "tries")] if timing.attempts else []
         out.print(f"latency model     {', '.join(words)}")
 
 
@@ -130,7 +125,7 @@ def shows(timing: latency.Timing) -> str:
     return timing.verdict + (" (wide interval)" if timing.is_wide else "")
 
 
-def _print_table(out: Console, table: Table) -> None:
+def print_table(out: Console, table: Table) -> None:
     """Print a table; a long one in plain columns that are not fitted to the terminal, since rich takes half a
     millisecond for each row.
     """
@@ -160,7 +155,7 @@ def show_metrics(out: Console, readings: Sequence[Reading]) -> None:
     if readings:
         told = ", ".join(f"{STAGES.get(r.stage, r.stage)} {r.value:.4g}" for r in readings)
         last = readings[-1]
-        out.print(f"metric            {last.name}: {told} ({_plural(last.samples, 'sample')})")
+        out.print(f"metric            {last.name}: {told} ({plural(last.samples, 'sample')})")
 
 
 def show_sensitivity(out: Console, found: Sensitivity) -> None:
@@ -196,7 +191,7 @@ def show_layers(out: Console, report: Report) -> None:
         scores = (_cell(value, "{:.2g}") for value in (x.influence, x.error))
         table.add_row(x.layer, x.kind, count(x.params), count(x.macs), *scores)
     out.print()
-    _print_table(out, table)
+    print_table(out, table)
 
 
 def show_cuts(out: Console, report: Report, limit: int | None) -> None:
@@ -211,7 +206,7 @@ def show_cuts(out: Console, report: Report, limit: int | None) -> None:
     for cut in cuts[:limit]:
         table.add_row(cut.dim, cut.kind, f"{cut.before} -> {cut.after}", change(cut.before, cut.after))
     out.print()
-    _print_table(out, table)
+    print_table(out, table)
     if limit and len(cuts) > limit:
         out.print(f"... and {len(cuts) - limit} more of {report.dims['prunable']} prunable dims")
 
@@ -221,89 +216,26 @@ def _show_frozen(out: Console, report: Report) -> None:
     if kinds:
         out.print()
         out.print(
-            "not prunable      " + "; ".join(f"{_plural(n, 'dim')}: {reason}" for reason, n in kinds.most_common(6))
+            "not prunable      " + "; ".join(f"{plural(n, 'dim')}: {reason}" for reason, n in kinds.most_common(6))
         )
-    for name, reason in report.refused[:TOP_CUTS]:
-        out.print(f"not cut           {name}: {reason}")
+    whole: dict[str, list[str]] = {}
+    for name, reason in report.refused:
+        whole.setdefault(reason, []).append(name)
+    for reason, names in whole.items():
+        more = f" and {len(names) - TOP_NAMES} more" if len(names) > TOP_NAMES else ""
+        out.print(f"not cut           {', '.join(names[:TOP_NAMES])}{more}: {reason}")
 
 
 def show_plan(out: Console, plan: Plan, typed_dims: Mapping[str, int]) -> None:
-    layers = f"{_plural(len(plan.layers), 'layer')} and " if plan.layers else ""
+    layers = f"{plural(len(plan.layers), 'layer')} and " if plan.layers else ""
     out.print(
-        f"plan: {layers}{plan.removed} units of {_plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are"
+        f"plan: {layers}{plan.removed} units of {plural(len(plan.keep), 'dim')} go ({typed_dims['prunable']} are"
         " prunable); no model was written"
     )
 
 
-def show_inspection(out: Console, typed: TypedGraph) -> None:
-    """Every prunable dim with what it couples and costs, then the frozen ones by reason."""
-    if out.quiet:
-        return
-    params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
-    table = Table("dim", "kind", "units", "params", "MACs", "couples", box=None, pad_edge=False, header_style="dim")
-    table.columns[0].overflow = "fold"
-    for k in (2, 3, 4):
-        table.columns[k].justify = "right"
-    for d in typed.prunable:
-        table.add_row(
-            d.name, d.kind, str(d.dim.size), count(params.get(d.dim, 0)), count(macs.get(d.dim, 0)), _places(d)
-        )
-    out.print(_plural(len(typed.prunable), "prunable dim"))
-    _print_table(out, table)
-    frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
-    plain = [d for d in frozen if d.dim.frozen and d.dim.frozen.code in OBVIOUS]
-    out.print(f"\n{_plural(len(frozen), 'frozen dim')} carried by weights")
-    rows = Table("dim", "units", "why it is frozen", "where", box=None, pad_edge=False, header_style="dim")
-    rows.columns[1].justify = "right"
-    for d in frozen:
-        if d not in plain:
-            rows.add_row(d.name, str(d.dim.size), str(d.dim.frozen), d.dim.frozen.where if d.dim.frozen else "")
-    if rows.row_count:
-        _print_table(out, rows)
-    for reason, n in Counter(plain_reason(str(d.dim.frozen)) for d in plain).most_common():
-        out.print(f"and {_plural(n, 'dim')}: {reason}")
-    _show_found_layers(out, find(typed))
-
-
-def _show_found_layers(out: Console, found: Sequence[Layer]) -> None:
-    """Layers that can be dropped."""
-    if not found:
-        return
-    table = Table("layer", "kind", "nodes", "params", "MACs", box=None, pad_edge=False, header_style="dim")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for x in found:
-        table.add_row(x.name, x.kind, str(len(x.nodes)), count(x.params), count(x.macs))
-    out.print(f"\n{_plural(len(found), 'layer')} can be dropped as a whole (--drop-layers)")
-    _print_table(out, table)
-
-
-def _plural(n: int, noun: str) -> str:
+def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
-
-
-def _places(info: DimInfo) -> str:
-    listed = [f"{p.operator} {p.tensor}:{p.axis}" for p in info.places]
-    more = f", +{len(listed) - TOP_PLACES} more" if len(listed) > TOP_PLACES else ""
-    return ", ".join(listed[:TOP_PLACES]) + more
-
-
-def inspection(typed: TypedGraph) -> dict[str, Any]:
-    """The same for JSON."""
-    params, macs = cost.params(typed).shares(), cost.macs(typed).shares()
-
-    def row(d: DimInfo) -> dict[str, Any]:
-        couples = [{"node": p.node, "op": p.operator, "tensor": p.tensor, "axis": p.axis} for p in d.places]
-        reason = {"reason": str(d.dim.frozen), "where": d.dim.frozen.where} if d.dim.frozen else {}
-        costs = {} if d.dim.frozen else {"params": params.get(d.dim, 0), "macs": macs.get(d.dim, 0)}
-        return {"dim": d.name, "kind": d.kind, "size": d.dim.size, **costs, **reason, "couples": couples}
-
-    frozen = [d for d in typed.dims if d.dim.frozen and d.places and d.dim.size > 1]
-    layers = [
-        {"layer": x.name, "kind": x.kind, "nodes": len(x.nodes), "params": x.params, "macs": x.macs}
-        for x in find(typed)
-    ]
-    return {"prunable": [row(d) for d in typed.prunable], "frozen": [row(d) for d in frozen], "layers": layers}
 
 
 def show_operators(out: Console, rows: Sequence[Operator]) -> None:
@@ -313,7 +245,7 @@ def show_operators(out: Console, rows: Sequence[Operator]) -> None:
         table.add_row(row.name, ", ".join(map(str, row.opsets)), row.behaviour)
     out.print(table)
     typed = sum(r.typed for r in rows)
-    out.print(f"{typed} typed, {_plural(len(rows) - typed, 'deliberate barrier')}")
+    out.print(f"{typed} typed, {plural(len(rows) - typed, 'deliberate barrier')}")
 
 
 def show_numerics(out: Console, table: Mapping[str, Mapping[str, float | None]], on: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxprune.errors import Barrier
+from onnxprune.flow import carried
 from onnxprune.rules.rule import Axes, Node, Table
 
 
@@ -46,12 +47,8 @@ def leave(node: Node) -> None:
     for k in range(1, len(node.inputs)):
         node.axes(k)
     node.axes(0)
-    entered = range(1 + results, len(node.inputs))
-    scanned = int(node.attr("num_scan_inputs", -1))
-    carried = list(entered[: len(entered) - scanned]) if scanned >= 0 else list(entered[2:])
-    first = 1 if scanned >= 0 else 2
-    for k, i in enumerate(carried):
-        _same(node, node.axes(first + k), node.axes(i))
+    for k, i in carried(node.proto):
+        _same(node, node.axes(k), node.axes(i))
     for k in range(results):
         node.out(node.axes(1 + k), k)
 
@@ -86,10 +83,9 @@ def loop(node: Node) -> None:
     for i in (0, 1, own):
         if node.has(i):
             node.axes(i)
-    carried = own - 2
     for k in range(len(node.outputs)):
         result = node.axes(own + 1 + k)
-        if k < carried:
+        if k < own - 2:
             _same(node, node.axes(2 + k), result)
             node.out(result, k)
         else:

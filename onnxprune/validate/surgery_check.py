@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.feeds import random_feeds
@@ -31,8 +31,8 @@ from onnxprune.validate.closeness import (
     SMALLEST,
     STEP,
     TOLERANCE,
+    TOLERANCE_HALF,
     Slack,
-    base_tolerance,
     in_steps,
     nudged,
     relative_error,
@@ -40,6 +40,7 @@ from onnxprune.validate.closeness import (
 from onnxprune.validate.masked import masked_original
 from onnxprune.validate.sections import Sections, find_cuts, picks
 
+HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runtime 1.31 writes its result over
 
 
@@ -81,7 +82,7 @@ def surgery_check(
     except Exception as refusal:  # ONNX Runtime's own exceptions share no base class
         return SurgeryCheck(False, np.inf, TOLERANCE, f"ONNX Runtime, which refuses the pruned model: {refusal}")
     error, worst = _largest(want, got, pair.slack)
-    tolerance = base_tolerance(a for row in want for a in row)
+    tolerance = TOLERANCE_HALF if pair.halves else TOLERANCE
     if not _says_something(want):
         return SurgeryCheck(False, error, tolerance, "any output: none is finite on these inputs (give --data)")
     if pair.rounds and (found := _by_section(pair, error)) is not None:
@@ -117,6 +118,15 @@ class _Pair:
         """Whether activations are rounded to integers."""
         return any(map(rounds, self.result.nodes))
 
+    @property
+    def halves(self) -> bool:
+        """Whether some activation is float16 or bfloat16; constants that are only stored so do not count."""
+        graph, dtypes = self.typed.graph, self.typed.facts.dtypes
+        return any(
+            any(dtypes.get(o) in HALVES for o in wires.outputs) and not graph.constants.keys() >= set(wires.inputs)
+            for wires in graph.wires
+        )
+
 
 def _pair(typed: TypedGraph, masks: dict[Dim, Mask], result: Graph, masked: Graph, feeds: Sequence[Feeds]) -> _Pair:
     behind = saturated(typed, result)
@@ -145,9 +155,10 @@ def _by_section(pair: _Pair, error: float) -> SurgeryCheck | None:
 
 def _rounded_elsewhere(pair: _Pair, error: float, tolerance: float) -> SurgeryCheck | None:
     """Graphs that round activations to integers may be chaotic: what ONNX Runtime's optimisations re-associate changes
-    all that follows, in the original too. Without them both models go the same way.
+    all that follows, in the original too. In graphs of halves they leave casts out. Without them both models go the
+    same way.
     """
-    if not pair.rounds:
+    if not pair.rounds and not pair.halves:
         return None
     want, got = (_outputs(m, pair.names, pair.feeds, optimise=False) for m in (pair.reference, pair.made))
     left, _ = _largest(want, got, pair.slack)

@@ -125,6 +125,8 @@ def test_the_least_important_by_data() -> None:
     assert row.error is not None and row.influence is not None and row.error < 1e-2 and row.influence < 1e-3
     assert result.report.params.after == result.report.params.before - 96 + 6  # the bias of the sum before is new
     assert result.report.to_dict()["dropped_layers"][0]["layer"] == "y/ffn"
+    page = result.report.to_html()
+    assert "1 whole layer was removed." in page and '<td class="name">y/ffn</td><td>ffn</td>' in page
 
 
 def test_recovery_takes_up_the_mean_and_more() -> None:
@@ -174,3 +176,59 @@ def test_layers_come_first() -> None:
         passed(build(TWO), "prune(ratio=0.5, scope='local'),drop-layers(layers='1')")
     graph, _ = passed(build(TWO), "drop-layers(layers='1'),drop-layers(layers='1')")
     assert lines(graph)[-1] == "z = MatMul(x, Z)"
+
+
+def test_lossless_drops_branches_that_are_zero() -> None:
+    model = build(TWO)
+    weight = next(t for t in model.graph.initializer if t.name == "aB")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 6), np.float32), "aB"))
+    result = onnxprune.prune(model, lossless=True)
+    assert result.plan.layers == ("s/ffn",)
+    assert result.report.surgery_check and result.report.surgery_check.passed
+    assert onnxprune.prune(build(TWO), lossless=True, check=False).plan.layers == ()
+
+
+def deep() -> onnx.ModelProto:
+    """Four branches, of which the third adds next to nothing."""
+    parts = [branch("ffn", "x" if k == 0 else f"s{k}", f"b{k}") for k in range(4)]
+    sums = [f"s{k + 1} = Add ({'x' if k == 0 else f's{k}'}, b{k}d)" for k in range(4)]
+    nodes = " ".join(f"{made} {total}" for (made, _), total in zip(parts, sums, strict=True))
+    model = build(tokens(f"{nodes} y = Identity (s4)", ", ".join(held for _, held in parts)))
+    weight = next(t for t in model.graph.initializer if t.name == "b2B")
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) / 1000, "b2B"))
+    return model
+
+
+def test_auto_weighs_layers_against_widths() -> None:
+    """The layer that adds nothing is a better loss than a quarter of the units of all."""
+    result = onnxprune.prune(deep(), macs=0.75, drop_layers="auto", data=data(128))
+    assert result.plan.layers == ("s3/ffn",)
+    assert result.report.macs.after <= 0.75 * result.report.macs.before
+    assert any("layers were weighed against widths" in note for note in result.report.notes)
+    error = result.report.numerics["z"]["rel_l2"]
+    widths = onnxprune.prune(deep(), macs=0.75, data=data(128)).report.numerics["z"]["rel_l2"]
+    assert error is not None and widths is not None and error < widths
+
+
+def test_schedule() -> None:
+    """Layers, then two cuts of widths; costs count from the whole model."""
+    result = onnxprune.prune(deep(), params=0.5, drop_layers=1, schedule="layers,global,local", data=data(128))
+    assert result.plan.layers == ("s3/ffn",) and len(result.plan.keep) == 3
+    assert result.report.params.after <= 0.5 * result.report.params.before + 30  # biases that recovery adds
+    names = [p.name for p in result.report.passes]
+    assert (names.count("drop-layers"), names.count("prune")) == (1, 2)
+    assert [m.stage for m in result.report.metrics][:3] == ["original", "step 1", "step 2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "global,layers", "macs": 0.5}, "has 'layers'"),
+        ({"schedule": "layers,global", "macs": 0.5, "steps": 2}, "leave out steps"),
+        ({"drop_layers": "auto", "macs": 0.5}, "needs calibration data"),
+        ({"drop_layers": "auto", "ratio": 0.5, "data": data()}, "goes with a budget of macs"),
+    ],
+)
+def test_schedules_that_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        onnxprune.prune(build(TWO), check=False, **options)  # type: ignore[arg-type]
