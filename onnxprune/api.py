@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxprune import cost
 from onnxprune.criteria import Criterion
-from onnxprune.data import SAMPLES, DataLike, Labels, Samples
+from onnxprune.data import SAMPLES, DataLike, Labels, Samples, fitting
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
 from onnxprune.gates import Gates
@@ -34,7 +34,7 @@ from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.anatomy import BeforeAfter, anatomy
 from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows, layer_rows
 from onnxprune.report.timing import Timing
-from onnxprune.search import Found, Search, fewest_macs, in_time, sensitivity_of
+from onnxprune.search import Found, Search, fewest_macs, in_time, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.sizing import running_pair, running_shapes
@@ -252,9 +252,8 @@ def run(
             feeds = next(iter(tests)) if tests else random_feeds(graph, pair[0], seed)
             watch = Stopwatch(graph, feeds, settings, bench_seconds, seed, progress)
         if watch and needs_clock and not foreign:
-            state.clock = Clock(
-                watch.feeds, settings, Store(settings, cache_folder() if cache else None), seed, progress
-            )
+            store = Store(settings, cache_folder() if cache else None)
+            state.clock = Clock(watch.feeds, settings, store, seed, progress)
         found = _passed(manager, state, facts, watch, progress)
         state = found.state
         report = _describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
@@ -265,12 +264,22 @@ def run(
             base = None if any(isinstance(s, AbsorbConstants) for s in steps) else graph
             prove(report, facts, state, base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
-            time_both(report, watch, state.graph, budget is not None and budget.in_time, profiled)
-            if report.cuts:
-                stated = allow_slower or "max_latency_ratio" in limits.given
-                refuse_slower(report, watch, state.graph, budget is not None and budget.for_speed and not stated)
+            excused = allow_slower or "max_latency_ratio" in limits.given
+            _time(report, watch, state.graph, budget, profiled, excused)
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
+
+
+def _time(
+    report: Report, watch: Stopwatch, result: Graph, budget: Budget | None, profiled: bool, excused: bool
+) -> None:
+    """The latency of the result, held to what was asked for; `excused`: it may be slower than the original."""
+    in_time = budget is not None and budget.in_time
+    time_both(report, watch, result, in_time, profiled)
+    if budget is not None and in_time and report.latency_ms:
+        report.notes += missed_time(budget, report.latency_ms)
+    if report.cuts:
+        refuse_slower(report, watch, result, budget is not None and budget.for_speed and not excused)
 
 
 @contextmanager
@@ -343,7 +352,7 @@ def measure_sensitivity(
     measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
     """
     graph = model if isinstance(model, Graph) else load(model)
-    given = Samples(graph, data, samples, seed)
+    given = fitting(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
@@ -355,8 +364,8 @@ def _samples(
     graph: Graph, data: DataLike | None, test_data: DataLike | None, samples: int, seed: int
 ) -> tuple[Samples | None, Samples | None]:
     """Samples of the data, and those that checks and metrics are made on: all of `test_data`, else the same."""
-    given = None if data is None else Samples(graph, data, samples, seed)
-    return given, given if test_data is None else Samples(graph, test_data, None, seed)
+    given = None if data is None else fitting(graph, data, samples, seed)
+    return given, given if test_data is None else fitting(graph, test_data, None, seed)
 
 
 def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:
@@ -387,7 +396,7 @@ def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) 
     """Labelled feeds from the data, else one at random that the model runs with."""
     if data is None:
         return [(random_feeds(graph, Binding(running_shapes(graph, seed)), seed), {})]
-    return Samples(graph, data, samples, seed).labelled
+    return fitting(graph, data, samples, seed).labelled
 
 
 def compare(

@@ -27,6 +27,7 @@ from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program
 from onnxprune.stopwatch import Stopwatch
 from onnxprune.timing import Attempt, Clock
+from onnxprune.validate.latency import Comparison
 
 SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
 TRIES = 6  # of a latency
@@ -155,6 +156,18 @@ def _share(budget: Budget, watch: Stopwatch) -> float:
     if budget.latency_ms >= now:
         raise InputError(f"latency_ms {budget.latency_ms:.6g} is met already: the original takes {now:.4g} ms here")
     return budget.latency_ms / now
+
+
+def missed_time(budget: Budget, last: Comparison) -> list[str]:
+    """A note where the last measurement shows a budget in latency missed by more than is let pass: the machine, or the
+    place in memory, was another one while widths were chosen.
+    """
+    timing, before_ms = last.timings[-1], last.timings[0].median_ms
+    wanted = budget.latency or (budget.latency_ms or math.inf) / before_ms
+    if timing.ci95[0] <= wanted * (1 + TOLERANCE):
+        return []
+    found = f"{timing.ratio:.3g} of the original's time ({timing.ci95[0]:.3g} to {timing.ci95[1]:.3g})"
+    return [f"wanted was {wanted:.3g}, the last measurement says {found}: try again on a machine with less to do"]
 
 
 def _next(tries: Sequence[Attempt], wanted: float) -> float:

@@ -19,7 +19,7 @@ from onnxprune.dims import Dim
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.plan import Budget, make_plan
-from onnxprune.search import TOLERANCE, TRIES
+from onnxprune.search import TOLERANCE, TRIES, missed_time
 from onnxprune.sessions import Settings
 from onnxprune.stopwatch import Stopwatch
 from onnxprune.timing import Clock
@@ -149,6 +149,13 @@ def test_what_cannot_be_reached_is_said(clock: Any) -> None:
         onnxprune.prune(CNN, latency=0.5, cache=False)
     with pytest.raises(InputError, match="of the latency cannot be reached"):
         onnxprune.prune(CNN, latency=1e-6, cache=False)
+
+
+def test_a_last_measurement_that_misses_is_told() -> None:
+    assert missed_time(Budget(latency=0.6), comparison(0.65, 0.64, 0.66)) != []
+    assert missed_time(Budget(latency=0.6), comparison(0.65, 0.62, 0.68)) == []
+    assert missed_time(Budget(latency_ms=1.0), comparison(0.6, 0.59, 0.61, ms=2.0)) != []
+    assert missed_time(Budget(latency_ms=1.0), comparison(0.5, 0.49, 0.51, ms=2.0)) == []
 
 
 def test_a_dry_run_asks_the_model_alone(clock: Any, tmp_path: Path) -> None:

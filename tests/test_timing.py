@@ -191,10 +191,10 @@ def test_a_model_is_the_sum_of_its_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.at({}) == found.rest + sum(t.whole for t in found.terms)
     products = [t for t in found.terms if getattr(t, "table", None) is not None]
     assert len(products) == 6 and len({t.group.question for t in products}) == 4
-    sizes = {d.dim: d.dim.size // 2 for d in typed.prunable}
+    sizes = {d.dim: d.dim.size // 2 - k for k, d in enumerate(typed.prunable)}  # other widths for every twin
     for term in products:
         want = sum(t.at(sizes) for t in term.group.products) / sum(t.whole for t in term.group.products)
-        assert term.at(sizes) / term.whole == pytest.approx(want, rel=1e-3)
+        assert term.at(sizes) / term.whole == pytest.approx(want, rel=0.02)  # the grid of a bent surface
     twins = [m for m in asked if [tuple(t.dims) for t in m.graph.tensors.values()] == [(16, 64)]]
     assert len(twins) == 1  # of the two
 

@@ -82,7 +82,7 @@ def _near(wanted: float, size: int, step: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Milliseconds of a kernel at the points of its grid."""
+    """Milliseconds of a kernel at the points of its grid; those of all kernels that ask the same question."""
 
     grid: Grid
     ms: NDArray[np.float64]
@@ -91,7 +91,7 @@ class Table:
     def knots(self) -> tuple[NDArray[np.float64], ...]:
         """Coordinates of the points, axis by axis, as shares of the whole."""
         if self.grid.together:
-            values = [self._shares(self.grid.sizes(point)) for point in self.grid.points]
+            values = [self._shares(self.grid.group, self.grid.sizes(point)) for point in self.grid.points]
             return (np.array([v[0] for v in values]),)
         made = []
         for c, points in zip(self.grid.group.coordinates, self.grid.axes, strict=True):
@@ -103,12 +103,13 @@ class Table:
         """Times over the grid, that at the whole widths being 1."""
         return self.ms.reshape([len(k) for k in self.knots]) / max(float(self.ms[-1]), 1e-9)
 
-    def at(self, sizes: Sizes) -> Any:
-        """The time as a share of that at the whole widths; an array where a size is one."""
-        return interpolated(self.knots, self.values, self._shares(sizes))
+    def at(self, group: Group, sizes: Sizes) -> Any:
+        """The time of a kernel of this question as a share of that at the whole widths; an array where a size is
+        one.
+        """
+        return interpolated(self.knots, self.values, self._shares(group, sizes))
 
-    def _shares(self, sizes: Sizes) -> list[Any]:
-        group = self.grid.group
+    def _shares(self, group: Group, sizes: Sizes) -> list[Any]:
         if not self.grid.together:
             return [c.at(sizes) for c in group.coordinates]
         now, whole = (sum(_macs(t, at) for t in group.products) for at in (sizes, {}))
@@ -167,7 +168,8 @@ class KernelTerm:
         """Nanoseconds at other sizes; an array where a size is one."""
         if not self.group.coordinates:
             return self.whole
-        ns = self.group.ms * NS * (self.table.at(sizes) if self.table is not None else self._by_entries(sizes))
+        share = self.table.at(self.group, sizes) if self.table is not None else self._by_entries(sizes)
+        ns = self.group.ms * NS * share
         return np.rint(ns).astype(np.int64) if isinstance(ns, np.ndarray) else round(float(ns))
 
     def _by_entries(self, sizes: Sizes) -> Any:
