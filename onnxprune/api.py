@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from onnxprune import cost
 from onnxprune.criteria import OBS, Criterion
-from onnxprune.data import SAMPLES, DataLike, Labels, Samples
+from onnxprune.data import SAMPLES, DataLike, Labels, Samples, fitting
 from onnxprune.errors import GateError, InputError
 from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
 from onnxprune.gates import Gates
@@ -368,7 +368,7 @@ def measure_sensitivity(
     measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
     """
     graph = model if isinstance(model, Graph) else load(model)
-    given = Samples(graph, data, samples, seed)
+    given = fitting(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         state.data, state.samples, state.seed = given, samples, seed
@@ -380,8 +380,8 @@ def _samples(
     graph: Graph, data: DataLike | None, test_data: DataLike | None, samples: int, seed: int
 ) -> tuple[Samples | None, Samples | None]:
     """Samples of the data, and those that checks and metrics are made on: all of `test_data`, else the same."""
-    given = None if data is None else Samples(graph, data, samples, seed)
-    return given, given if test_data is None else Samples(graph, test_data, None, seed)
+    given = None if data is None else fitting(graph, data, samples, seed)
+    return given, given if test_data is None else fitting(graph, test_data, None, seed)
 
 
 def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:
@@ -412,7 +412,7 @@ def inputs(graph: Graph, data: DataLike | None, samples: int | None, seed: int) 
     """Labelled feeds from the data, else one at random that the model runs with."""
     if data is None:
         return [(random_feeds(graph, Binding(running_shapes(graph, seed)), seed), {})]
-    return Samples(graph, data, samples, seed).labelled
+    return fitting(graph, data, samples, seed).labelled
 
 
 def compare(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxprune.dims import Dim, Expr, atoms, resolve, spread
+from onnxprune.flow import inner_names
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
@@ -131,11 +132,14 @@ class Calibration:
 
     @cached_property
     def meetings(self) -> dict[Dim, list[Meeting]]:
-        """For each free dim the products of activations that sum over its units (MatMul)."""
+        """For each free dim the products of activations that sum over its units (MatMul), outside of bodies of control
+        flow.
+        """
         found: dict[Dim, list[Meeting]] = {}
         graph = self.typed.graph
+        unseen = inner_names(graph.nodes) | set(graph.constants)
         for i, (node, signature) in enumerate(zip(graph.nodes, self.typed.signatures, strict=True)):
-            if operator(node) != "MatMul" or any(n in graph.constants for n in node.input) or not signature.reads:
+            if operator(node) != "MatMul" or not unseen.isdisjoint(node.input) or not signature.reads:
                 continue
             read = signature.reads[0]
             if read.partner is None or not all(n in self.typed.facts.shapes for n in node.input):

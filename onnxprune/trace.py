@@ -98,7 +98,7 @@ def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool =
     other = facts
     if first.shapes != second.shapes:
         other = walk(graph, kinds, second)
-        if len(other.failed) > len(facts.failed) and not facts.failed:
+        if pair is None and len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
         told = complete(graph, second, other) if ask else {}
     if told:

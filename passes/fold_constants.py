@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
+from onnxprune.flow import LEAVE, carried
 from onnxprune.graph import Graph, is_standard
 from onnxprune.manager import State
 from onnxprune.sessions import run
@@ -53,10 +54,11 @@ class FoldConstants:
 
 def _without_aliases(graph: Graph) -> Graph:
     """Uses of `Identity(constant)` read the constant: exporters write shared weights that way, and a copy would untie
-    them.
+    them. So do uses of a constant that a loop carries round unchanged, as it is with TensorFlow's weights.
     """
     outputs = {o.name for o in graph.outputs}
-    alias: dict[str, str] = {}
+    rounds = _carried_round(graph)
+    alias = dict(rounds)
     for wires in graph.wires:
         source = alias.get(wires.inputs[0], wires.inputs[0]) if wires.operator == "Identity" else ""
         if source in graph.constants and wires.outputs[0] not in outputs:
@@ -68,14 +70,28 @@ def _without_aliases(graph: Graph) -> Graph:
     for node in graph.nodes:
         if node.output and node.output[0] in alias:
             continue
-        if any(n in alias for n in node.input):
+        stays = rounds if node.op_type == LEAVE else {}  # a body gives back its own input
+        if any(n in alias and n not in stays for n in node.input):
             made = NodeProto()
             made.CopyFrom(node)
             for j, n in enumerate(node.input):
-                made.input[j] = alias.get(n, n)
+                made.input[j] = n if n in stays else alias.get(n, n)
             node = made
         nodes.append(node)
     return graph.replace(nodes)
+
+
+def _carried_round(graph: Graph) -> dict[str, str]:
+    """Inputs of loop bodies that hold a constant in every round, and are used: the body gives them back as they are."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        for k, j in carried(node) if node.op_type == LEAVE else ():
+            enter = graph.nodes[graph.producer[node.input[0]]]
+            given = enter.input[list(enter.output).index(node.input[j]) - 1]
+            used = any(graph.nodes[i].op_type != LEAVE for i, _ in graph.consumers[node.input[j]])
+            if used and node.input[k] == node.input[j] and given in graph.constants:
+                found[node.input[j]] = given
+    return found
 
 
 def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:

@@ -228,15 +228,9 @@ def test_signature() -> None:
         "ratio": None, "macs": None, "params": None, "bytes": None, "latency": None, "latency_ms": None,
         "max_drop": None, "lossless": False,
         "scope": "global", "criterion": "", "normalise": None, "round_to": 1, "include": (), "exclude": (), "steps": 1,
-<<<<<<< HEAD
-        "drop_layers": (), "schedule": "", "rotate": True,
-        "recover": True, "curves": None, "data": None, "test_data": None, "samples": 512, "metric": None, "seed": 0,
-        "check": True,
-=======
         "drop_layers": (), "schedule": "",
         "recover": True, "rotate": True, "curves": None, "data": None, "test_data": None, "samples": 512,
         "metric": None, "seed": 0, "check": True,
->>>>>>> accuracy
         "passes": None, "gates": None, "custom_op_library": (), "settings": Settings(threads=1), "allow_slower": False,
         "cache": True,
     }  # fmt: skip

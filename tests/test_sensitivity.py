@@ -81,3 +81,17 @@ def test_every_dim_of_real_models_has_a_curve(name: str) -> None:
     for d, curve in found.items():
         assert sorted(curve.order) == list(range(d.size)) and len(curve.errors) == d.size + 1
         assert curve.errors[0] == 0 and (np.diff(curve.errors) >= 0).all() and curve.errors[-1] > 0
+
+
+def test_products_of_activations_in_a_body() -> None:
+    """What a body of control flow computes cannot be watched: its products say nothing, and nothing fails."""
+    text = """(float[n,6] x) => (float[n,4] y) <float[6,8] a, float[8,8] r, float[8,4] e, int64 k = {2}, bool c = {1}> {
+        h = MatMul(x, a)
+        f, w = Loop <body = b (int64 i, bool p, float[n,8] s, float[8,8] m) => (bool q, float[n,8] t, float[8,8] v)
+            { q = Identity(p) g = MatMul(s, m) t = Tanh(g) v = Identity(m) }> (k, c, h, r)
+        y = MatMul(f, e) }"""
+    graph = load(build(text))
+    calibration = calibrated(graph, random_data(2))
+    assert not calibration.meetings
+    found = curves(calibration, [d.dim for d in calibration.typed.prunable])
+    assert sorted(d.size for d in found) == sorted(d.dim.size for d in calibration.typed.prunable)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from onnx import ModelProto
 
 import onnxprune
+from onnxprune.data import fitting
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.reading import load
@@ -104,8 +106,27 @@ def test_lengths_that_are_alike_once_they_are_cut_down() -> None:
     assert run(result.model, feeds)["y"].shape == (4, 7, 5)
 
 
+def test_sizes_with_outputs_that_are_numbers_come_first() -> None:
+    """A length less 11 is divided by: at the first length of the table nothing is finite."""
+    text = f"(float[N,L,8] x) => (float[N,L,5] y) {MLP}".replace(
+        "y = MatMul(r, B)",
+        "g = MatMul(r, B) s = Shape(x) l = Gather(s, o) m = Sub(l, e) d = Cast <to = 1> (m) y = Div(g, d)",
+    )
+    graph = load(build(text.replace("float[6,5] B", "float[6,5] B, int64 o = {1}, int64 e = {11}")))
+    assert running_pair(graph, 0)[0].shapes["x"] == (2, 16, 8)
+
+
 def test_nothing_runs() -> None:
     graph = load(build("(float[N,3] x) => (float[N,24] y) <float[24] A> { y = Add(x, A) }"))
     assert pair_if_it_runs(graph) is None
     with pytest.raises(InputError, match=r"does not (run|load)"):
         running_pair(graph, 0)
+
+
+def test_data_is_fed_one_by_one_where_the_model_takes_no_more() -> None:
+    model = build(CASES["one sample at a time"][0])
+    data = {"x": np.random.default_rng(0).normal(size=(6, 11, 8)).astype(np.float32)}
+    assert [f["x"].shape for f in fitting(load(model), data)] == [(1, 11, 8)] * 6
+    result = onnxprune.prune(model, ratio=0.5, data=data)
+    assert result.report.params.after < result.report.params.before
+    assert [f["x"].shape for f in fitting(load(build(CASES["all free"][0])), data)] == [(6, 11, 8)]

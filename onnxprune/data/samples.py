@@ -24,7 +24,7 @@ from onnxprune.data.files import Packed, Stored
 from onnxprune.data.sources import RANDOM, Arrays, RawData, Record, opens_again, records
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph
-from onnxprune.sessions import Feeds
+from onnxprune.sessions import Feeds, program, session
 
 SAMPLES = 512  # 64 to 1,024 are useful for calibration
 BATCH = 32
@@ -39,10 +39,12 @@ class Samples:
     at the same time, and gives the same feeds each time.
 
     An iterable that ends when it is used up is read into memory, up to `limit`. InputError, here or while iterating,
-    where the data cannot be read or does not fit the model.
+    where the data cannot be read or does not fit the model. `batch` stands for a fixed batch size of the model.
     """
 
-    def __init__(self, graph: Graph, data: DataLike, limit: int | None = SAMPLES, seed: int = 0) -> None:
+    def __init__(
+        self, graph: Graph, data: DataLike, limit: int | None = SAMPLES, seed: int = 0, batch: int | None = None
+    ) -> None:
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
             raise InputError(f"samples must be a whole number of at least 1, got {limit!r}")
         if isinstance(data, Samples):
@@ -52,7 +54,7 @@ class Samples:
         self.limit: int | None = limit
         self.is_random = isinstance(data, str) and data == RANDOM
         self._inputs = graph.inputs
-        self._fixed = _fixed_batch(graph.inputs)
+        self._fixed = batch or _fixed_batch(graph.inputs)
         self._limit = _multiple(limit, self._fixed)
         self._stream: Callable[[], Iterator[Record]] | None = None
         self._chosen: list[tuple[Record, Rows | None]] = []
@@ -217,6 +219,24 @@ DataLike = RawData | Samples
 def load_feeds(graph: Graph, data: DataLike, limit: int) -> list[Feeds]:
     """Feeds made of at most `limit` samples, but always one feed. InputError where the data does not fit the model."""
     return list(Samples(graph, data, limit))
+
+
+def fitting(graph: Graph, data: DataLike, limit: int | None = SAMPLES, seed: int = 0) -> Samples:
+    """Samples in batches that the model runs with: one by one where it takes no more, whatever its inputs say."""
+    given = Samples(graph, data, limit, seed)
+    feeds = next(iter(given))
+    if sample_count(feeds) < 2 or _fixed_batch(graph.inputs) or graph.is_large or _runs(graph, feeds):
+        return given
+    single = Samples(graph, given, limit, seed, batch=1)
+    return single if _runs(graph, next(iter(single))) else given
+
+
+def _runs(graph: Graph, feeds: Feeds) -> bool:
+    try:
+        session(program(graph)).run(None, feeds)
+    except Exception:  # whatever the reason: what wants to run it will tell
+        return False
+    return True
 
 
 def sample_count(feeds: Feeds) -> int:

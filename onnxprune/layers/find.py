@@ -64,7 +64,9 @@ class _Finder:
 
     def _measured(self, layer: Layer) -> Layer:
         """With the parameters and MACs that go with its nodes."""
-        params = sum(n for n, users in self.weights.values() if users and users <= layer.nodes)
+        wires = self.graph.wires
+        held = [self.weights[n] for n in {n for i in layer.nodes for n in wires[i].inputs} if n in self.weights]
+        params = sum(n for n, users in held if users <= layer.nodes)
         return replace(layer, params=params, macs=sum(self.macs.get(i, 0) for i in layer.nodes))
 
     def _named(self, nodes: Collection[int], kind: str, exit: str) -> str:

@@ -37,12 +37,17 @@ def lead(saved: Saved) -> str:
     cuts = [Pair(r.amount("before"), r.amount("after")) for r in saved.rows("cuts")]
     dims = saved.at("dims")
     units, gone = sum(c.before for c in cuts), sum(c.before - c.after for c in cuts)
-    if not cuts:
-        return "Nothing was removed."
     would = "would be removed" if saved.text("outcome") == "dry run" else "were removed"
+    layers = len(saved.rows_if_any("dropped_layers"))
+    whole = f"{layers} whole layer{'' if layers == 1 else 's'}"
+    if not cuts:
+        return (
+            f"{whole} {would.replace('were', 'was') if layers == 1 else would}." if layers else "Nothing was removed."
+        )
     kinds = {r.text("kind") for r in saved.rows("cuts")}
     noun = kinds.pop() if len(kinds) == 1 else "units"
-    return (
+    first = f"{whole} {would.replace('were', 'was') if layers == 1 else would}, and " if layers else ""
+    return first + (
         f"{gone:,.0f} of {units:,.0f} {noun} {would}, in {len(cuts)} of the {dims.count('prunable')} sets of units"
         " (dims) that can be cut."
     )

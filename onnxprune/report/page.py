@@ -355,11 +355,21 @@ def _plan(saved: Saved) -> dict[str, Any]:
     ]
     refused = saved.rows("refused")
     return {
+        "layers": [_dropped(r) for r in saved.rows_if_any("dropped_layers")[:MAX_MANY]],
         "cuts": rows,
         "more_cuts": len(cuts) - len(rows),
         "refused": [(r.text("dim"), r.text("reason")) for r in refused[:MAX_FEW]],
         "more_refused": max(0, len(refused) - MAX_FEW),
         "options": _options(saved.at("options")),
+    }
+
+
+def _dropped(row: Saved) -> dict[str, Any]:
+    """A layer that went as a whole."""
+    scores = {name: row.number(name) for name in ("influence", "error")}
+    told = {name: "" if value is None else f"{value:.2g}" for name, value in scores.items()}
+    return {"layer": row.text("layer"), "kind": row.text("kind"), **told} | {
+        name: row.count(name) for name in ("params", "macs")
     }
 
 

@@ -105,6 +105,10 @@ class Saved:
     def rows(self, key: str) -> list[Saved]:
         return [Saved(row, f"{self._at(key)}[{k}]") for k, row in enumerate(self.items(key))]
 
+    def rows_if_any(self, key: str) -> list[Saved]:
+        """Rows of a list that older reports do not have."""
+        return self.rows(key) if key in self.names() else []
+
     def named(self, key: str) -> dict[str, Saved]:
         """Objects by name."""
         inner = self.at(key)

@@ -125,6 +125,8 @@ def test_the_least_important_by_data() -> None:
     assert row.error is not None and row.influence is not None and row.error < 1e-2 and row.influence < 1e-3
     assert result.report.params.after == result.report.params.before - 96 + 6  # the bias of the sum before is new
     assert result.report.to_dict()["dropped_layers"][0]["layer"] == "y/ffn"
+    page = result.report.to_html()
+    assert "1 whole layer was removed." in page and '<td class="name">y/ffn</td><td>ffn</td>' in page
 
 
 def test_recovery_takes_up_the_mean_and_more() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.common import build
-from tests.passes.cases import Case, check, passed
+from tests.passes.cases import Case, check, passed, same_outputs
 
 X = "(float[N,4] x) => "
 CASES = [
@@ -102,3 +102,19 @@ def test_the_value_is_what_the_nodes_computed() -> None:
     model = build(X + "(float[N,3] y) <float[3,4] A> { t = Transpose(A) n = Neg(t) y = MatMul(x, n) }")
     graph, _ = passed(model, "fold-constants")
     assert (graph.array("n") == -graph.array("A").T).all()
+
+
+LOOP = """(float[5,2,4] x) => (float[2,8] y) <float[4,8] A, float[8,8] R, float[2,8] z, int64 five = {5}> {
+    f, g = Loop (five, , z, R) <body = b (int64 i, bool k, float[2,8] h, float[8,8] W) => (bool l, float[2,8] n, W) {
+    l = Identity(k) e = Gather(x, i) a = MatMul(e, A) V = Identity(W) r = MatMul(h, V) s = Add(a, r) n = Tanh(s) }>
+    y = Relu(f) }"""
+
+
+def test_a_constant_that_a_loop_carries_round_is_read_where_it_is() -> None:
+    """The loop still carries it: its bodies and results keep their signatures."""
+    model = build(LOOP)
+    graph, _ = passed(model, "fold-constants")
+    assert [list(n.input) for n in graph.nodes if n.op_type == "MatMul"] == [["e", "A"], ["h", "R"]]
+    made = graph.to_proto()
+    same_outputs(model, made)
+    assert not passed(made, "fold-constants")[1][-1].modified
