@@ -23,7 +23,9 @@ from tests.rules.test_table import ROWS
 from tests.test_lossless import check_lossless, lossless, removed
 
 FORMS = ("initialiser", "constant", "coordinates")
-RUNS = [row for row in ROWS if row.free and row.runs and row.valid and row.opset >= 11]
+# what gives no numbers where whole units of the weights are zero: singular matrices, variances of constants
+UNDEFINED = ("com.microsoft.Inverse", "MeanVarianceNormalization")
+RUNS = [r for r in ROWS if r.free and r.runs and r.valid and r.opset >= 11 and r.op not in UNDEFINED]
 NET = """(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8] a, float[8,6] B, float[6,3] C> {
   h = Gemm(x, A, a) r = Relu(h) g = MatMul(r, B) t = Tanh(g) y = MatMul(t, C) }"""
 
