@@ -20,6 +20,7 @@ import typer
 
 from onnxprune import api, operators
 from onnxprune.benchmark import benchmark
+from onnxprune.budget import Budget
 from onnxprune.config import read_config
 from onnxprune.data import DataLike, with_preprocessing
 from onnxprune.errors import GateError, InputError
@@ -49,7 +50,7 @@ from onnxprune.options import (
 )
 from onnxprune.outputs import Outputs
 from onnxprune.passes import PASSES, PREPARE
-from onnxprune.plan import Budget, Plan
+from onnxprune.plan import Plan
 from onnxprune.reading import blaming, load
 from onnxprune.report import inspection, live, terminal
 from onnxprune.report.about import typed

@@ -15,6 +15,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxprune import cost
+from onnxprune.budget import Budget
 from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples, fitting
 from onnxprune.errors import GateError, InputError
@@ -26,7 +27,7 @@ from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
-from onnxprune.plan import Budget, Plan, bind
+from onnxprune.plan import Plan, bind
 from onnxprune.progress import Progress, silent
 from onnxprune.proof import Original, look, measure, prove, prove_turn
 from onnxprune.reading import ModelLike, blaming, load

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import onnx
 from onnx import ModelProto
 
+from onnxprune.budget import Budget
 from onnxprune.calibration import Calibration
 from onnxprune.cost import Clock
 from onnxprune.criteria.second_order import Curve
@@ -27,7 +28,7 @@ from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.layers import Chosen, Layer
-from onnxprune.plan import Budget, Plan, compose
+from onnxprune.plan import Plan, compose
 from onnxprune.rotation import Bases
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace, trace

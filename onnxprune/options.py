@@ -23,10 +23,10 @@ from typing import Annotated, Any
 
 import typer
 
+from onnxprune.budget import AUTO
 from onnxprune.criteria import CRITERIA, OBS
 from onnxprune.errors import InputError
 from onnxprune.gates import Gates
-from onnxprune.plan import AUTO
 from onnxprune.ranking import SCALES, SCOPES
 from onnxprune.sessions import LEVELS, Settings
 from onnxprune.validate.latency import ONE_THREAD

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from onnxprune.budget import Budget
 from onnxprune.criteria import OBS
 from onnxprune.errors import GateError, InputError
 from onnxprune.manager import Pass, PassManager, PassResult, State
 from onnxprune.metrics import Yardstick
 from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
-from onnxprune.plan import Budget
 from onnxprune.progress import Progress
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from onnxprune import cost, sensitivity
 from onnxprune.allocation import Allocation, choices, total_error
+from onnxprune.budget import Budget, select
 from onnxprune.calibration import Calibration
 from onnxprune.cost import Polynomial
 from onnxprune.criteria.second_order import Curve
@@ -25,7 +26,6 @@ from onnxprune.errors import InputError
 from onnxprune.inference import TypedGraph
 from onnxprune.layers import Layer, find
 from onnxprune.layers.choose import Measured, ways
-from onnxprune.plan import Budget, select
 
 COSTS = {"macs": cost.macs, "params": cost.params, "bytes": cost.bits}
 ENOUGH = 4.0  # times the least sum so far: where the layers alone cost that much, no more are tried

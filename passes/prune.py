@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
+from onnxprune.budget import Budget
 from onnxprune.dims import Dim, Expr, Mask, keep, resolve
 from onnxprune.flow import ENTER, SHELL, attribute
 from onnxprune.graph import Graph, attributes
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
-from onnxprune.plan import Budget, Plan, bind, make_plan
+from onnxprune.plan import Plan, bind, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 from onnxprune.sparse import Sparse
 from onnxprune.storage import Sliced, Source, cut_source, tensor

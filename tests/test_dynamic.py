@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
+from onnxprune.budget import Budget
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
-from onnxprune.plan import Budget, bind
+from onnxprune.plan import bind
 from onnxprune.reading import load
 from onnxprune.sizing import running_pair
 from onnxprune.validate.surgery_check import surgery_check

@@ -274,7 +274,11 @@ def test_check_of_the_config_can_be_asked_for_again(folder: Path) -> None:
 def test_settings_of_the_measurement_reach_the_report(folder: Path) -> None:
     assert run("--threads", "2", "--optimization", "basic", "--bench-seconds", "0", "--json", "r.json", "-q") == 0
     found = json.loads((folder / "r.json").read_text())["latency_ms"]
-    assert (found["threads"], found["graph_optimization"], found["rounds"]) == (2, "basic", latency.MIN_SESSIONS * latency.MIN_ROUNDS)
+    assert (found["threads"], found["graph_optimization"], found["rounds"]) == (
+        2,
+        "basic",
+        latency.MIN_SESSIONS * latency.MIN_ROUNDS,
+    )
 
 
 def test_outputs_that_cannot_be_compared_are_noted() -> None:

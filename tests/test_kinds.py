@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from onnx import TensorProto, shape_inference
 
+from onnxprune.budget import Budget
 from onnxprune.graph import from_proto
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.trace import trace
 from tests.common import build

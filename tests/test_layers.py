@@ -31,6 +31,7 @@ LAYERS = (
     "criteria",
     "allocation sensitivity ranking rotation merging",
     "layers",
+    "budget",
     "plan",
     "together",
     "manager",

@@ -14,10 +14,10 @@ import onnx
 import pytest
 from onnx import ModelProto, numpy_helper
 
+from onnxprune.budget import Budget
 from onnxprune.feeds import random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import LOSSLESS, PASSES
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import run
 from onnxprune.validate.closeness import relative_error

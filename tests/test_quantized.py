@@ -17,6 +17,7 @@ from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
 from onnxprune.api import prune, run
+from onnxprune.budget import Budget
 from onnxprune.criteria import score
 from onnxprune.dims import Dim, Mask, keep
 from onnxprune.feeds import random_feeds
@@ -25,7 +26,6 @@ from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.passes.prune import cut
-from onnxprune.plan import Budget
 from onnxprune.quantization import operands, real
 from onnxprune.reading import load
 from onnxprune.sessions import session

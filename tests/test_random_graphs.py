@@ -14,13 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto
 
+from onnxprune.budget import Budget
 from onnxprune.dims import Dim, Mask, atoms
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
-from onnxprune.plan import Budget, bind
+from onnxprune.plan import bind
 from onnxprune.reading import load
 from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate

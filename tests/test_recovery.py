@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from onnxprune import sessions
+from onnxprune.budget import Budget
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, in_steps
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.sessions import Feeds
 from onnxprune.sizing import running_pair

@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxprune import sessions
+from onnxprune.budget import Budget
 from onnxprune.manager import State
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.recurrence import Layer, Part, Steps, start, steps, targets
 from tests.common import build

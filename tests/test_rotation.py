@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onnxprune import sessions
+from onnxprune.budget import Budget
 from onnxprune.calibration import Calibration
 from onnxprune.dims import Dim, Prod, Space, Sum
 from onnxprune.errors import InputError
@@ -14,7 +15,7 @@ from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, in_steps
-from onnxprune.plan import Budget, Plan, choose_bases
+from onnxprune.plan import Plan, choose_bases
 from onnxprune.reading import load
 from onnxprune.rotation import bind_bases, obstacles, outer_dims, places, rotated
 from onnxprune.sessions import Feeds

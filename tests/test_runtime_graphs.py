@@ -10,10 +10,11 @@ import onnxruntime as ort
 import pytest
 
 import onnxprune
+from onnxprune.budget import Budget
 from onnxprune.feeds import random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
-from onnxprune.plan import Budget, bind
+from onnxprune.plan import bind
 from onnxprune.reading import load
 from onnxprune.sessions import run
 from onnxprune.validate.surgery_check import surgery_check

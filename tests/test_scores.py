@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune.budget import Budget
 from onnxprune.graph import Graph
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.scores import alternate
 from tests.common import build

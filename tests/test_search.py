@@ -15,10 +15,11 @@ import pytest
 import onnxprune
 from onnxprune import GateError, InputError, cost
 from onnxprune.__main__ import main
+from onnxprune.budget import Budget
 from onnxprune.dims import Dim
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
-from onnxprune.plan import Budget, make_plan
+from onnxprune.plan import make_plan
 from onnxprune.search import TOLERANCE, TRIES, missed_time
 from onnxprune.sessions import Settings
 from onnxprune.stopwatch import Stopwatch

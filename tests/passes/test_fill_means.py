@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
+from onnxprune.budget import Budget
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.means import channel_means, quantiles
 from onnxprune.passes import PASSES
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from tests.common import build, typed_model
 from tests.test_recovery import error

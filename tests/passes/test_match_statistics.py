@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from onnxprune import sessions
+from onnxprune.budget import Budget
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from onnxprune.recovery import MATCH, recover
 from onnxprune.sessions import watched

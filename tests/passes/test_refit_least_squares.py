@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from onnxprune.budget import Budget
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding
 from onnxprune.graph import outline
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, in_steps
-from onnxprune.plan import Budget
 from onnxprune.reading import load
 from tests.common import build
 

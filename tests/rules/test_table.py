@@ -8,12 +8,13 @@ from random import Random
 
 import pytest
 
+from onnxprune.budget import Budget
 from onnxprune.dims import REASONS
 from onnxprune.graph import outline
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.passes.prune import cut
-from onnxprune.plan import Budget, bind
+from onnxprune.plan import bind
 from onnxprune.reading import load
 from onnxprune.rules import RULES
 from onnxprune.rules.deliberate import Deliberate
