@@ -14,26 +14,25 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxprune import cost
 from onnxprune.budget import Budget
 from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples, fitting
 from onnxprune.errors import GateError, InputError
-from onnxprune.feeds import Binding, batch_size, foreign_operators, random_feeds
+from onnxprune.feeds import Binding, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
-from onnxprune.manager import Pass, PassManager, PassResult, State, parse
+from onnxprune.manager import Pass, PassManager, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
-from onnxprune.plan import Plan, bind
+from onnxprune.plan import Plan
 from onnxprune.progress import Progress, silent
 from onnxprune.proof import Original, look, measure, prove, prove_turn
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
-from onnxprune.report.anatomy import BeforeAfter, anatomy
-from onnxprune.report.report import Report, cut_rows, dim_counts, frozen_rows, layer_rows
+from onnxprune.report.describe import describe
+from onnxprune.report.report import Report
 from onnxprune.report.timing import Timing
 from onnxprune.search import Found, Search, fewest_macs, in_time, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
@@ -262,7 +261,7 @@ def run(
             state.clock = Clock(watch.feeds, settings, store, seed, progress)
         found = _passed(manager, state, facts, watch, progress)
         state = found.state
-        report = _describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
+        report = describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves or found.curves
         report.timing = Timing.of(state.clock, state.cuts) if isinstance(state.clock, Clock) else None
         if facts and watch:
@@ -442,44 +441,6 @@ def compare(
     if not table:
         raise InputError(f"{titles[0]} and {titles[1]} have no output of equal shape to compare")
     return table, readings
-
-
-def _describe(graph: Graph, state: State, results: list[PassResult], notes: list[str]) -> Report:
-    typed = state.cuts[0].typed if state.cuts else state.typed
-    batch = batch_size(graph, state.cuts[0].typed.facts.binding if state.cuts else state.facts.binding)
-    macs = cost.macs(typed)
-    last = state.cuts[-1].typed if state.cuts and not state.cuts[-1].dropped.layers else state.typed
-    left = {d: int(m.sum()) for c in state.cuts[-1:] for d, m in bind(c.plan, c.typed).items()}
-    plan = state.done
-    made = (state.graph.params(), state.graph.size_bytes())
-    if state.dry_run:  # what the plan would leave
-        made = (cost.params(last).at(left), cost.bits(last).at(left) // 8)
-    report = Report(
-        params=BeforeAfter(graph.params(), made[0]),
-        macs=BeforeAfter(macs.at({}) // batch, (macs if last is typed else cost.macs(last)).at(left) // batch),
-        bytes=BeforeAfter(graph.size_bytes(), made[1]),
-        dry_run=state.dry_run,
-        anatomy=anatomy(typed, last, left, batch),
-        dims=dim_counts(typed, [plan]),
-        passes=results,
-        cuts=cut_rows(plan),
-        layers=[row for c in state.cuts for row in layer_rows(c, batch)],
-        frozen=frozen_rows(typed),
-        refused=list(plan.refused),
-        recovery=[m for r in state.recoveries for m in r.mended],
-        unrecovered=[left for r in state.recoveries for left in r.left],
-        notes=notes,
-        rotated={n: b.shape[1] for n, b in plan.bases.items()},
-    )
-    shapes = typed.facts.binding.shapes
-    report.macs_shapes = {n: [s[0] // batch, *s[1:]] if s else [] for n, s in shapes.items()}
-    report.options = state.budget.options() if state.budget else {}
-    report.notes += state.notes
-    if any(c.dropped.by_norm for c in state.cuts):
-        report.notes.append("layers were chosen by the norms of their weights, which say little: give --data")
-    if not report.cuts and not report.layers:
-        report.notes.append("nothing was removed")
-    return report
 
 
 def _is_lossless(steps: Sequence[Pass], budget: Budget | None) -> bool:
