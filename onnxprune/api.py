@@ -17,7 +17,7 @@ from onnx import ModelProto
 from onnxprune.budget import Budget
 from onnxprune.criteria import OBS, Criterion
 from onnxprune.data import SAMPLES, DataLike, Labels, Samples, fitting
-from onnxprune.errors import GateError, InputError
+from onnxprune.errors import GateError, InputError, SlowerError
 from onnxprune.feeds import Binding, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
@@ -230,8 +230,9 @@ def run(
     progress: Progress = silent,
 ) -> PruneResult:
     """The flow behind `prune` and `apply`, with the command line's further options. `profiled`: see which operators got
-    faster, for the report.
+    faster, for the report. What a budget in MACs makes slower is tried again in blocks of channels.
     """
+    call = dict(locals())
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
     given, tests = _samples(graph, data, test_data, samples, seed)
@@ -272,9 +273,25 @@ def run(
             prove(report, facts, state, None if state.turn else base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
             excused = allow_slower or "max_latency_ratio" in limits.given
-            _time(report, watch, state.graph, budget, profiled, excused)
+            try:
+                _time(report, watch, state.graph, budget, profiled, excused)
+            except SlowerError as error:
+                return _again(error, call)
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
+
+
+def _again(error: SlowerError, call: dict[str, Any]) -> PruneResult:
+    """The run anew, in widths that suit the machine; the same error where that is not to be, or changes nothing."""
+    budget = call["budget"].in_blocks if call["budget"] else None
+    if budget is None:
+        raise error
+    try:
+        made = run(**call | {"budget": budget})
+    except InputError:
+        raise error from None
+    made.report.notes.append(f"{error.args[0].split(';')[0]}: cut again in multiples of {budget.round_to}")
+    return made
 
 
 def _time(

@@ -29,6 +29,7 @@ from onnxprune.layers import check_wanted
 COSTS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms")
 AUTO = "auto"  # round_to: whatever is best on this machine; layers: as many as are
 NS_IN_MS = 1_000_000
+BLOCK = 8  # channels that ONNX Runtime's kernels for CPUs take together
 LAYERS = "layers"  # the word of a schedule
 
 
@@ -121,6 +122,11 @@ class Budget:
         if isinstance(self.round_to, int) and (self.round_to > 1 or not self.in_time):
             return dict.fromkeys(dims, self.round_to)
         return _present(clock).multiples(typed)
+
+    @property
+    def in_blocks(self) -> Budget | None:
+        """The same in widths that suit most processors, for one in MACs that says nothing of widths."""
+        return replace(self, round_to=BLOCK) if self.macs is not None and self.round_to == 1 else None
 
     @property
     def drops_only(self) -> bool:

@@ -21,6 +21,10 @@ class GateError(OnnxPruneError):
         self.report = report
 
 
+class SlowerError(GateError):
+    """The result takes longer than what it was made of."""
+
+
 class Barrier(OnnxPruneError):
     """Raised by a rule that cannot type its node; inference then freezes what the node touches. Never leaves the
     package.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from onnxprune.errors import GateError
+from onnxprune.errors import SlowerError
 from onnxprune.graph import Graph
 from onnxprune.progress import Progress, silent
 from onnxprune.report.report import Report
@@ -66,7 +66,7 @@ def time_both(report: Report, watch: Stopwatch, result: Graph, settled: bool, pr
 
 
 def refuse_slower(report: Report, watch: Stopwatch, result: Graph, refuse: bool) -> None:
-    """GateError, or a note where it is not to be refused, if the result is slower than the original: by more than
+    """SlowerError, or a note where it is not to be refused, if the result is slower than the original: by more than
     SLOWER of its time and SLOWER_MS a run, at the lower end of the 95 % interval, in two measurements of which the
     second takes longer.
     """
@@ -82,5 +82,5 @@ def refuse_slower(report: Report, watch: Stopwatch, result: Graph, refuse: bool)
         f"the result is slower than the original: it takes {ratio}; --round-to auto keeps to widths that are fast here"
     )
     if refuse:
-        raise GateError(f"{text}, --allow-slower lets it pass; nothing was saved", report)
+        raise SlowerError(f"{text}, --allow-slower lets it pass; nothing was saved", report)
     report.notes.append(text)

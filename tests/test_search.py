@@ -15,7 +15,7 @@ import pytest
 import onnxprune
 from onnxprune import GateError, InputError, cost
 from onnxprune.__main__ import main
-from onnxprune.budget import Budget
+from onnxprune.budget import BLOCK, Budget
 from onnxprune.dims import Dim
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
@@ -201,12 +201,27 @@ TINY, SHORT = comparison(1.015, 1.01, 1.03), comparison(1.5, 1.4, 1.6, ms=0.02)
 
 
 def test_a_slower_result_is_refused_where_speed_is_asked_for(slow: Any) -> None:
-    slow(SLOW, SLOW)
+    slow(SLOW, SLOW, SLOW, SLOW)  # with widths as they come, then in blocks
     with pytest.raises(
         GateError, match=r"slower than the original: it takes 1\.5 of its time \(1\.4 to 1\.6\)"
     ) as error:
         onnxprune.prune(CNN, macs=0.5)
     assert error.value.report.failure
+
+
+def test_what_odd_widths_make_slower_is_cut_again_in_blocks(slow: Any) -> None:
+    slow(SLOW, SLOW, FAST)
+    found = onnxprune.prune(CNN, macs=0.5).report
+    assert found.latency_ms is FAST and found.options["round_to"] == BLOCK
+    assert all(c.after % BLOCK == 0 for c in found.cuts) and any(
+        "cut again in multiples of 8" in n for n in found.notes
+    )
+
+
+def test_widths_that_were_asked_for_are_not_changed(slow: Any) -> None:
+    slow(SLOW, SLOW)
+    with pytest.raises(GateError, match="slower than the original"):
+        onnxprune.prune(CNN, macs=0.5, round_to=4)
 
 
 @pytest.mark.parametrize("answers", [(SLOW, WIDE), (SLOW, FAST), (TINY,), (SHORT,), (WIDE,), (FAST,)])
