@@ -72,7 +72,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads, hidden units and layers; and prove it.",
+    help="Make trained ONNX models smaller and faster by removing filters, neurons, heads, hidden units and layers; and"
+    " prove it.",
 )
 
 Model = Annotated[Path, typer.Argument(metavar="IN.onnx", help="The model.", show_default=False)]
