@@ -2,14 +2,14 @@
 
 Everything is gathered in passes over the data that cost one run of the graph each: tensors are asked for in the order
 in which the graph makes them, as many at a time as fit into memory (`stages`). Gram matrices are summed in float32
-blocks into float64, over rows picked at random where a tensor has more than are needed.
+blocks into float64, over rows picked at random where a tensor has more than are needed, and kept in float32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -30,20 +30,33 @@ Array = NDArray[Any]
 ROWS = 16384  # rows of a Gram matrix, or ROWS_PER_SUMMAND times its summands if that is more
 ROWS_PER_SUMMAND = 4
 WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
-GRAM_BYTES = 1 << 30  # of Gram matrices that are held at once
+GRAM_BYTES = 5 << 28  # of Gram matrices that are held at once
 HELD_OUT = 5  # every fifth feed judges what the others say
 
 
 @dataclass(frozen=True)
 class Gram:
     """The centred second moments of a product's input: mean (G, K), covariance (G, K, K), or its diagonal (G, K) where
-    K is too large; `n` rows. `folds`: the same of the feeds that are fitted to, and of those that are held out.
+    K is too large; `n` rows. Kept in float32, and where there are `folds`, of those that are fitted to and those that
+    are held out, only for these.
     """
 
     n: int
     mean: Array
-    covariance: Array
+    stored: Array
     folds: tuple[Gram, Gram] | None = None
+
+    @property
+    def covariance(self) -> Array:
+        """In float64."""
+        if self.folds is None:
+            return self.stored.astype(np.float64)
+        fit, held = self.folds
+        away = held.mean - fit.mean
+        between = away[:, :, None] * away[:, None]
+        both = fit.stored.astype(np.float64) * (fit.n / self.n)
+        both += held.stored * np.float32(held.n / self.n)
+        return np.asarray(both + between * (fit.n * held.n / self.n**2))
 
 
 @dataclass(frozen=True)
@@ -97,7 +110,7 @@ class Calibration:
     def __init__(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int, seed: int = 0) -> None:
         self.typed, self.feeds, self.samples, self.seed = typed, feeds, samples, seed
         self._statistics: dict[tuple[str, int], Statistics] = {}
-        self._grams: dict[int, Gram] = {}
+        self._grams: dict[Hashable, Gram] = {}
 
     @cached_property
     def period(self) -> int:
@@ -170,10 +183,10 @@ class Calibration:
     def grouped(self, dims: Iterable[Dim]) -> Iterator[list[Dim]]:
         """The dims in groups whose consumers' Gram matrices fit into memory together."""
         group: list[Dim] = []
-        held: set[int] = set()
+        held: set[Hashable] = set()
         for d in dims:
-            more = {c.linear.key for c in self.consumers.get(d, [])}
-            if group and sum(self._gram_bytes(i) for i in held | more) > GRAM_BYTES:
+            more = {c.linear.view for c in self.consumers.get(d, [])}
+            if group and self._gram_bytes(held | more) > GRAM_BYTES:
                 yield group
                 group, held = [], set()
             group.append(d)
@@ -181,23 +194,35 @@ class Calibration:
         if group:
             yield group
 
-    def _gram_bytes(self, index: int) -> int:
-        g, k, _ = self.linears[index].size
-        return 8 * g * (k if k > GRAM_LIMIT else 3 * k * k)  # of both folds and in all
+    def _gram_bytes(self, views: Iterable[Hashable]) -> int:
+        """Of what is kept of them."""
+        return sum(_entries(self._of_view[v]) * 4 * 2 for v in views)
+
+    @cached_property
+    def _of_view(self) -> dict[Hashable, Linear]:
+        return {x.view: x for x in self.linears.values()}
 
     def grams(self, wanted: Iterable[Linear]) -> dict[int, Gram]:
-        """Gram matrices by key. Those of the last call are kept."""
+        """Gram matrices by key. Products that see the same rows share one; they are kept while they fit into memory."""
         linears = {x.key: x for x in wanted}
-        missing = [x for i, x in linears.items() if i not in self._grams]
-        self._grams = {i: g for i, g in self._grams.items() if i in linears}
-        sums: dict[int, _Sums] = {x.key: _Sums(x) for x in missing}
+        views = {x.view: x for x in linears.values()}
+        if self._gram_bytes({*views, *self._grams}) > GRAM_BYTES:
+            self._grams = {v: g for v, g in self._grams.items() if v in views}
+        missing = [x for v, x in views.items() if v not in self._grams]
+        sums: dict[Hashable, _Sums] = {}
         rng = np.random.default_rng(self.seed)
-        for k, got, here in self.watch([x.data for x in missing], [(x.data, x.key) for x in missing]):
-            for index in here:
-                x = sums[index].linear
-                sums[index].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k))
-        self._grams |= {i: s.finish() for i, s in sums.items()}
-        return self._grams
+        labels = [(x.data, x) for x in missing]
+        spent: dict[str, int] = {}
+        for x in missing:
+            spent[x.data] = spent.get(x.data, 0) + 8 * 2 * _entries(x)
+        for k, got, here in self.watch([x.data for x in missing], labels, spent):
+            if k == 0:
+                self._grams |= {v: s.finish() for v, s in sums.items()}
+                sums = {x.view: _Sums(x) for x in here}
+            for x in here:
+                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k))
+        self._grams |= {v: s.finish() for v, s in sums.items()}
+        return {k: self._grams[x.view] for k, x in linears.items()}
 
     def statistics(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Statistics]:
         """Statistics of the units along axes of activations, by (tensor, axis)."""
@@ -213,22 +238,25 @@ class Calibration:
         return self.typed.facts.shapes[linear.node.output[0]]
 
     def watch(
-        self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]]
+        self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]], sums: Mapping[str, int] | None = None
     ) -> Iterator[tuple[int, Feeds, list[Any]]]:
-        """Tensors of each feed, by its number, as many at once as fit, with the labels of those that are there."""
+        """Tensors of each feed, by its number, as many at once as fit, with the labels of those that are there. `sums`:
+        the bytes that go with a tensor besides.
+        """
         stages = Stages(self.typed.graph, self.typed.facts, self.feeds)
-        for chunk in self._chunks(tensors):
+        for chunk in self._chunks(tensors, sums or {}):
             here = [label for name, label in labels if name in chunk]
             for k, got in enumerate(stages.run(list(chunk))):
                 yield k, got, here
 
-    def _chunks(self, tensors: Iterable[str]) -> Iterator[set[str]]:
+    def _chunks(self, tensors: Iterable[str], sums: Mapping[str, int]) -> Iterator[set[str]]:
         order = {n: k for k, node in enumerate(self.typed.graph.nodes) for n in node.output}
         chunk: set[str] = set()
         size = 0
         for name in sorted(set(tensors), key=lambda n: order.get(n, -1)):
             kind = self.typed.facts.dtypes.get(name, TensorProto.FLOAT)
             nbytes = math.prod(self.typed.facts.shapes[name]) * helper.tensor_dtype_to_np_dtype(kind).itemsize
+            nbytes += sums.get(name, 0)
             if chunk and size + nbytes > WATCHED_BYTES:
                 yield chunk
                 chunk, size = set(), 0
@@ -236,6 +264,17 @@ class Calibration:
             size += nbytes
         if chunk:
             yield chunk
+
+
+def _entries(linear: Linear) -> int:
+    """Of a product's Gram matrix, or its diagonal."""
+    g, k, _ = linear.size
+    return g * k * (1 if k > GRAM_LIMIT else k)
+
+
+def block(covariance: Array, rows: NDArray[np.int64]) -> Array:
+    """That of some rows, (G, rows, rows), from a covariance or its diagonal."""
+    return covariance[:, rows][:, :, rows] if covariance.ndim == 3 else covariance[:, rows, None] * np.eye(rows.size)
 
 
 def units_along(expr: Expr, dim: Dim) -> NDArray[np.int64]:
@@ -272,16 +311,16 @@ class _Sums:
         self.xx[held] = self.xx[held] + square
 
     def finish(self) -> Gram:
-        both = self._gram(sum(self.n), self.x[0] + self.x[1], self.xx[0] + self.xx[1])
         if self.plain or not all(self.n):
-            return both
+            return self._gram(sum(self.n), self.x[0] + self.x[1], self.xx[0] + self.xx[1])
         fit, held = (self._gram(*sums) for sums in zip(self.n, self.x, self.xx, strict=True))
-        return replace(both, folds=(fit, held))
+        mean = (fit.n * fit.mean + held.n * held.mean) / sum(self.n)
+        return Gram(sum(self.n), mean, fit.stored[:0], (fit, held))
 
     def _gram(self, n: int, x: Array, xx: Array) -> Gram:
         mean = x / n
         square = mean**2 if self.plain else mean[:, :, None] * mean[:, None]
-        return Gram(n, mean + self.shift, xx / n - square)
+        return Gram(n, mean + self.shift, (xx / n - square).astype(np.float32))
 
 
 class _UnitSums:

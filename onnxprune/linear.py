@@ -14,7 +14,7 @@ u*k ... u*k + k - 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -53,8 +53,15 @@ class Linear:
 
     @property
     def key(self) -> int:
-        """What Gram matrices are kept under."""
+        """What tells it from the other products of the graph."""
         return self.index
+
+    @property
+    def view(self) -> Hashable:
+        """Alike for products that see the same rows: x is the same."""
+        names = ("strides", "dilations", "pads", "auto_pad", "group")
+        kept = [repr(self.attrs.get(n)) for n in names] if self.is_conv else []
+        return self.data, self.kernel, self.transposed, *kept, self.dims[:1] if self.transposed else ()
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
@@ -195,6 +202,10 @@ class Gates(Linear):
     @property
     def key(self) -> int:
         return self.index if self.slot == 1 else -1 - self.index
+
+    @property
+    def view(self) -> Hashable:
+        return self.key
 
     @property
     def data(self) -> str:

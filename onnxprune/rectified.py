@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.algebra import damped, level, spd_inverse
 from onnxprune.graph import Graph, attributes, operator
 from onnxprune.regression import Solution, by_fold
 
 Array = NDArray[Any]
 ROUNDS = 8
 ROWS_BYTES = 128 << 20  # of rows that are kept for it
-WORK = 3e10  # multiply-adds that a product may take for it
+WORK = 1e10  # multiply-adds that a product may take for it
 
 
 @dataclass(frozen=True)
@@ -122,18 +123,20 @@ class Rows:
     ) -> Iterator[tuple[Array, Array]]:
         """(m, c) after each round; a ridge holds m near to where it starts."""
         x, t, offset = rows
+        affordable = self._affordable(x, t)
+        if not affordable:
+            return
         mean = x.mean(1)
         centred = x - mean[:, None]
         cov = centred.swapaxes(1, 2) @ centred
-        k = cov.shape[1]
-        level = penalty * np.maximum(np.trace(cov, axis1=1, axis2=2) / k, 1e-12)[:, None, None]
-        inverse = np.linalg.inv(cov.astype(np.float64) + level * np.eye(k)).astype(np.float32)
+        ridge = (penalty * level(cov)).astype(np.float32)[:, None, None]
+        inverse = spd_inverse(damped(cov, penalty)).astype(np.float32)
         first = m = m.astype(np.float32)
-        for _ in range(self._affordable(x, t)):
+        for _ in range(affordable):
             p = x @ m + c[:, None] + offset
             rest = self.window.wanted(p, t + offset) - p
             away = rest.mean(1)
-            pull = level.astype(np.float32) * (first - m)
+            pull = ridge * (first - m)
             step = inverse @ (centred.swapaxes(1, 2) @ (rest - away[:, None]) + pull)
             m = m + step
             c = c + away - np.einsum("gk,gko->go", mean, step)
@@ -141,4 +144,6 @@ class Rows:
 
     @staticmethod
     def _affordable(x: Array, t: Array) -> int:
-        return int(np.clip(WORK / (2.0 * x.size * t.shape[2]), 0, ROUNDS))
+        k = x.shape[2]
+        start = 0.5 * x.size * k + x.shape[0] * k**3  # the covariance and its inverse
+        return int(np.clip((WORK - start) / (2.0 * x.size * t.shape[2]), 0, ROUNDS))

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.algebra import damped, spd_solve
+
 Array = NDArray[Any]
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 DEFAULT_PENALTY = 1e-2  # where there are too few samples to choose
@@ -222,11 +224,8 @@ class Regression:
     @staticmethod
     def _ridge(moments: Moments, w: Array, penalty: float) -> tuple[Array, Array]:
         c, d = moments.centred()
-        k = c.shape[1]
-        level = np.maximum(np.trace(c, axis1=1, axis2=2) / k, 1e-12)
-        d = d - c @ w
-        c[:, range(k), range(k)] += penalty * level[:, None]
-        m = w + np.linalg.solve(c, d)
+        d -= c @ w
+        m = w + spd_solve(damped(c, penalty), d)
         return m, moments.intercept(m)
 
     def _solve_dual(self, stored: Callable[[Array], Array]) -> Solution:

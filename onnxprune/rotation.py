@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from onnxprune.calibration import Calibration, Consumer, Gram
+from onnxprune.calibration import Calibration, Consumer, Gram, block
 from onnxprune.dims import Dim, Expr, Sum, atoms, resolve
 from onnxprune.errors import InputError
 from onnxprune.graph import FLOATS, Graph, operator
@@ -170,13 +170,14 @@ def _blocks(calibration: Calibration, c: Consumer, d: Dim, gram: Gram) -> Iterat
     signature = calibration.typed.signatures[c.linear.index]
     expr = next(r.expr for r in signature.reads if r.input == 0 and r.partner)
     w = c.linear.matrix(calibration.typed.graph.array(c.linear.weight)).astype(np.float64)
-    cov = gram.covariance if gram.covariance.ndim == 3 else np.stack([np.diag(v) for v in gram.covariance])
-    energy = max(float(np.einsum("gko,gko->", cov @ w, w)), 1e-30)
+    cov = gram.covariance
+    made = cov @ w if cov.ndim == 3 else cov[:, :, None] * w
+    energy = max(float(np.einsum("gko,gko->", made, w)), 1e-30)
     scale = float(np.square(w).mean()) / energy  # readers of streams that grow count alike
     for place in places(expr, d):
         rows = (place.units[..., None] * c.area + np.arange(c.area)).reshape(*place.units.shape[:2], -1)
         for taps in rows:
-            blocks = [(cov[:, r][:, :, r].sum(0) * scale, np.einsum("gio,gjo->ij", w[:, r], w[:, r])) for r in taps.T]
+            blocks = [(block(cov, r).sum(0) * scale, np.einsum("gio,gjo->ij", w[:, r], w[:, r])) for r in taps.T]
             variance, weights = (np.sum(part, axis=0) for part in zip(*blocks, strict=True))
             yield variance, weights / energy
 

@@ -9,6 +9,7 @@ units are not cut for that: readers ignore them, which is a change of weights on
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from onnxprune.algebra import level, spd_solve
 from onnxprune.calibration import Calibration, Consumer, Gram, units_along
 from onnxprune.criteria import score
 from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, reader, swap, sweep
@@ -33,6 +35,8 @@ from onnxprune.storage import tensor
 Array = NDArray[Any]
 VERSION = 2
 PROBE_SAMPLES = 64
+PROBE_PASSES, LEAST_SAMPLES = 2, 24  # what all probes together may take, in passes over the data
+HELD_OUT_WORK = 1 << 31  # K * K * O of a reader that is solved anew for feeds that it was not fitted to
 WIDTHS = 6  # at which readers are judged on feeds that they were not fitted to, from both ends of a curve
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
 PROBE_ERROR = 0.05  # of the readers' output energy: a dim is probed at the width with about this error
@@ -157,11 +161,12 @@ def exchange(calibration: Calibration, masks: Mapping[Dim, Mask]) -> dict[Dim, M
 
 def _held_out(calibration: Calibration, d: Dim, grams: Mapping[int, Gram], swept: Curve) -> Curve:
     """A curve with the errors that its readers have on feeds that they were not refitted to. They are solved at some
-    widths; in between, the ratio to the sweep's errors is interpolated. Meetings and readers that are not refitted
-    keep the sweep's.
+    widths; in between, the ratio to the sweep's errors is interpolated. Meetings, readers that are not refitted and
+    those that take too long to be solved so often keep the sweep's.
     """
     consumers = [c for c in calibration.consumers.get(d, []) if grams[c.linear.key].folds]
-    if not consumers or d in calibration.meetings:
+    small = all(math.prod(c.linear.size[1:]) * c.linear.size[1] <= HELD_OUT_WORK for c in consumers)
+    if not consumers or not small or d in calibration.meetings:
         return swept
     widths = np.unique(np.geomspace(1, d.size, WIDTHS).round().astype(int))
     places = np.unique(np.concatenate([widths, d.size - widths]))[1:]  # units that are gone
@@ -180,14 +185,15 @@ def _errors(
     assert gram.folds is not None
     fit, held = gram.folds
     old = c.linear.matrix(calibration.typed.graph.array(c.linear.weight)).astype(np.float64)
-    energy = max(_output(held.covariance, old), 1e-30)
+    cov = fit.covariance
+    energy = max(_output(held.stored, old), 1e-30)
     away = held.mean - fit.mean
 
     def error(k: int, damping: float) -> float:
         gone = (c.rows >= 0) & np.isin(c.rows, order[:k])
-        change = old - refitted(fit.covariance, old, gone, damping)
+        change = old - refitted(cov, old, gone, damping)
         moved = float(np.square(np.einsum("gk,gko->go", away, change)).sum())
-        return (_output(held.covariance, change) + moved) / energy
+        return (_output(held.stored, change) + moved) / energy
 
     middle = int(places[len(places) // 2])
     damping = min(DAMPINGS, key=lambda p: error(middle, p))
@@ -196,7 +202,8 @@ def _errors(
 
 def _output(covariance: Array, matrix: Array) -> float:
     """Variance of x @ matrix, summed over outputs."""
-    return float(np.einsum("gko,gko->", covariance @ matrix, matrix))
+    plain = matrix.astype(np.float32)
+    return float(np.einsum("gko,gko->", covariance @ plain, plain, dtype=np.float64))
 
 
 def _readers(
@@ -233,7 +240,8 @@ def measure(
 
     graph = calibration.typed.graph
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
-    feeds = first(held or calibration.feeds, samples)
+    affordable = PROBE_PASSES * calibration.samples // max(len(found), 1)
+    feeds = first(held or calibration.feeds, int(np.clip(affordable, min(LEAST_SAMPLES, samples), samples)))
     want = _outputs(graph, feeds)
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(found):
@@ -298,10 +306,11 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping
     made[:, gone] = 0
     if covariance.ndim == 2 or not gone.any():
         return made
-    level = np.maximum(np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1], 1e-12)
-    damped = covariance + damping * level[:, None, None] * np.eye(covariance.shape[1])
-    kept = ~gone
-    made[:, kept] += np.linalg.solve(damped[:, kept][:, :, kept], damped[:, kept][:, :, gone] @ weights[:, gone])
+    kept = np.flatnonzero(~gone)
+    left = covariance[:, kept]
+    own = left[:, :, kept]
+    own[:, range(kept.size), range(kept.size)] += damping * level(covariance)[:, None]
+    made[:, kept] += spd_solve(own, left[:, :, gone] @ weights[:, gone])
     return made
 
 

@@ -20,16 +20,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxprune.algebra import damped, spd_inverse, spd_solve
+
 Array = NDArray[Any]
 DAMPING = 1e-2  # of the mean of C's diagonal, added to it
 STEPS = 128  # removals of a sweep: larger dims lose several units at a time
+MANY_ROWS, FEWER_STEPS = 2048, 64  # where a reader has more rows than that, as each removal goes through all of them
+BLOCK = 1 << 20  # entries of a matrix that are updated at once
 SWAPS = 8  # exchanges that are tried for a width
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One consumer, restricted to the rows that belong to the dim: inverse covariance (G, R, R), weights (G, R, O), and
-    the unit of each row. `weight` is what an error of 1 counts.
+    """One consumer, restricted to the rows that belong to the dim: inverse covariance (G, R, R), or its diagonal (G, R)
+    where inputs count as uncorrelated, weights (G, R, O), and the unit of each row. `weight` is what an error of 1
+    counts.
     """
 
     inverse: Array
@@ -54,12 +59,11 @@ def reader(covariance: Array, matrix: Array, rows: NDArray[np.int64]) -> Reader:
     w = matrix[:, mine].astype(np.float64)
     if covariance.ndim == 2:
         level = np.maximum(covariance.mean(1, keepdims=True), 1e-12)
-        inverse = np.stack([np.diag(1 / row) for row in covariance[:, mine] + DAMPING * level])
+        inverse = 1 / (covariance[:, mine] + DAMPING * level)
         energy = float((covariance[:, :, None] * matrix.astype(np.float64) ** 2).sum())
     else:
-        level = np.maximum(np.trace(covariance, axis1=1, axis2=2) / covariance.shape[1], 1e-12)
-        damped = covariance + DAMPING * level[:, None, None] * np.eye(covariance.shape[1])
-        inverse = np.linalg.inv(damped)[:, mine][:, :, mine]
+        inverse = spd_inverse(damped(covariance, DAMPING))
+        inverse = inverse if len(mine) == len(rows) else inverse[:, mine][:, :, mine]
         energy = float(np.einsum("gko,gko->", covariance @ matrix, matrix.astype(np.float64)))
     return Reader(inverse, w, rows[mine], 1 / max(energy, 1e-30))
 
@@ -78,8 +82,9 @@ def meeting(first: Array, second: Array, units: NDArray[np.int64]) -> Reader:
 
 def sweep(readers: Sequence[Reader], size: int) -> Curve:
     """Remove all units of a dim of `size` units but one, cheapest first."""
-    work = [_Elimination(r) for r in readers]
-    step = max(1, size // STEPS)
+    work = [_under_way(r) for r in readers]
+    rows = max((r.units.size for r in readers), default=0)
+    step = max(1, size // (STEPS if rows <= MANY_ROWS else FEWER_STEPS))
     left = np.ones(size, bool)
     order: list[int] = []
     errors = [0.0]
@@ -101,44 +106,85 @@ def sweep(readers: Sequence[Reader], size: int) -> Curve:
     return Curve(np.array(order, np.int64), np.maximum.accumulate(np.array(errors)))
 
 
-class _Elimination:
-    """One consumer while units go."""
+def _under_way(reader: Reader) -> _Elimination | _Apart:
+    return _Apart(reader) if reader.inverse.ndim == 2 else _Elimination(reader)
+
+
+class _Apart:
+    """One consumer of uncorrelated inputs while units go: nothing makes up for them."""
 
     def __init__(self, reader: Reader) -> None:
-        self.inverse, self.weights = reader.inverse.copy(), reader.weights.copy()
-        self.units, self.weight = reader.units.copy(), reader.weight
+        energy = np.square(reader.weights).sum(2) / reader.inverse
+        self.units, self.energy = reader.units, energy.sum(0) * reader.weight
 
     def costs(self, size: int) -> Array:
-        """Error of removing each unit alone, (size,); 0 for those that this consumer does not read."""
-        made = np.zeros(size)
-        if not self.units.size:
-            return made
-        order = np.argsort(self.units, kind="stable")
-        units, counts = np.unique(self.units, return_counts=True)
-        if (counts == counts[0]).all():
-            blocks = order.reshape(len(units), -1)  # rows of each unit
-            inner = self.inverse[:, blocks[:, :, None], blocks[:, None, :]]  # (G, U, r, r)
-            w = self.weights[:, blocks]  # (G, U, r, O)
-            made[units] = np.einsum("guro,guro->u", w, _solve(inner, w))
-            return made * self.weight
-        for u, rows in zip(units, np.split(order, np.cumsum(counts)[:-1]), strict=True):
-            w = self.weights[:, rows]
-            made[u] = np.einsum("gro,gro->", w, _solve(self.inverse[:, rows][:, :, rows], w))
-        return made * self.weight
+        """Error of removing each unit alone, (size,)."""
+        return np.bincount(self.units, self.energy, size)
 
     def remove(self, units: Array) -> float:
         """Take units out; returns the error that this adds."""
         rows = np.isin(self.units, units)
-        if not rows.any():
+        error = float(self.energy[rows].sum())
+        self.units, self.energy = self.units[~rows], self.energy[~rows]
+        return error
+
+
+class _Elimination:
+    """One consumer while units go. What belongs to them becomes zero; it is left out when half of the rows are."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.inverse, self.weights = reader.inverse.copy(), reader.weights.copy()
+        self.units, self.weight = reader.units, reader.weight
+        self.left = np.ones(reader.units.size, bool)
+
+    def costs(self, size: int) -> Array:
+        """Error of removing each unit alone, (size,); 0 for those that this consumer does not read."""
+        return _costs(self.inverse, self.weights, self.units, np.flatnonzero(self.left), size) * self.weight
+
+    def remove(self, units: Array) -> float:
+        """Take units out; returns the error that this adds."""
+        rows = np.flatnonzero(self.left & np.isin(self.units, units))
+        if not rows.size:
             return 0.0
-        w = self.weights[:, rows]
-        change = _solve(self.inverse[:, rows][:, :, rows], np.concatenate([w, self.inverse[:, rows][:, :, ~rows]], 2))
-        cross = self.inverse[:, ~rows][:, :, rows]
+        w, across = self.weights[:, rows], self.inverse[:, rows]
+        change = _solve(across[:, :, rows], np.concatenate([w, across], 2))
         error = float(np.einsum("gro,gro->", w, change[:, :, : w.shape[2]]))
-        self.weights = self.weights[:, ~rows] - cross @ change[:, :, : w.shape[2]]
-        self.inverse = self.inverse[:, ~rows][:, :, ~rows] - cross @ change[:, :, w.shape[2] :]
-        self.units = self.units[~rows]
+        self.weights -= across.swapaxes(1, 2) @ change[:, :, : w.shape[2]]
+        step = max(1, BLOCK // (self.inverse.shape[0] * self.inverse.shape[1]))
+        for k in range(0, self.inverse.shape[1], step):
+            self.inverse[:, k : k + step] -= across[:, :, k : k + step].swapaxes(1, 2) @ change[:, :, w.shape[2] :]
+        self.left[rows] = False
+        if 2 * self.left.sum() < self.left.size:
+            kept = self.left
+            self.inverse, self.weights = self.inverse[:, kept][:, :, kept], self.weights[:, kept]
+            self.units, self.left = self.units[kept], kept[kept]
         return error * self.weight
+
+
+def _costs(
+    inverse: Array,
+    weights: Array,
+    units: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    size: int,
+    less: tuple[Array, Array] | None = None,
+) -> Array:
+    """Error of removing each of the units that some `rows` belong to, (size,): trace(W_u' [(C^-1)_uu]^-1 W_u). From the
+    inverse, the product a' b of two (G, D, R) is taken off first where it is given.
+    """
+    made = np.zeros(size)
+    order = rows[np.argsort(units[rows], kind="stable")]
+    names, starts, counts = np.unique(units[order], return_index=True, return_counts=True)
+    for count in np.unique(counts):  # mostly one
+        alike = counts == count
+        blocks = order[starts[alike][:, None] + np.arange(count)]  # (U, r)
+        inner = inverse[:, blocks[:, :, None], blocks[:, None, :]]  # (G, U, r, r)
+        if less is not None:
+            a, b = (np.moveaxis(x[:, :, blocks], 1, 2) for x in less)  # (G, U, D, r)
+            inner = inner - a.swapaxes(2, 3) @ b
+        w = weights[:, blocks]
+        made[names[alike]] = np.einsum("guro,guro->u", w, _solve(inner, w))
+    return made
 
 
 def _solve(a: Array, b: Array) -> Array:
@@ -150,42 +196,45 @@ def _solve(a: Array, b: Array) -> Array:
 
 def error_of(readers: Sequence[Reader], gone: NDArray[np.bool_]) -> float:
     """Error of removing a set of units at once."""
-    units = np.flatnonzero(gone)
-    return float(sum(_Elimination(r).remove(units) for r in readers))
+    return float(sum(_shares(r, gone).sum() for r in readers))
+
+
+def _shares(reader: Reader, gone: NDArray[np.bool_]) -> Array:
+    """What each of the removed units has of the error of removing them all, (size,)."""
+    rows = gone[reader.units]
+    w = reader.weights[:, rows]
+    if reader.inverse.ndim == 2:
+        part = (np.square(w).sum(2) / reader.inverse[:, rows]).sum(0)
+    elif rows.any():
+        part = np.einsum("gro,gro->r", w, spd_solve(reader.inverse[:, rows][:, :, rows], w))
+    else:
+        part = np.zeros(0)
+    return np.bincount(reader.units[rows], part * reader.weight, gone.size)
 
 
 def swap(readers: Sequence[Reader], gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Exchange removed units for kept ones as long as that lowers the error."""
-    best, error = gone.copy(), error_of(readers, gone)
-    for _ in range(SWAPS):
-        out, back = _cheapest_kept(readers, best), _dearest_gone(readers, best)
-        if out is None or back is None:
-            break
+    """Exchange removed units for kept ones as long as that lowers the error: the cheapest of the kept ones for the one
+    that has the largest share of the error.
+    """
+    best, shares = gone.copy(), sum(_shares(r, gone) for r in readers)
+    for _ in range(SWAPS if gone.any() and (~gone).sum() > 1 else 0):
+        costs = np.where(best, np.inf, sum(_costs_without(r, best) for r in readers))
         tried = best.copy()
-        tried[out], tried[back] = True, False
-        found = error_of(readers, tried)
-        if found >= error * (1 - 1e-9):
+        tried[np.argmin(costs)], tried[np.argmax(np.where(best, shares, -np.inf))] = True, False
+        found = sum(_shares(r, tried) for r in readers)
+        if np.sum(found) >= np.sum(shares) * (1 - 1e-9):
             break
-        best, error = tried, found
+        best, shares = tried, found
     return best
 
 
-def _cheapest_kept(readers: Sequence[Reader], gone: NDArray[np.bool_]) -> int | None:
-    work = [_Elimination(r) for r in readers]
-    for w in work:
-        w.remove(np.flatnonzero(gone))
-    costs = np.sum([w.costs(gone.size) for w in work], axis=0)
-    costs[gone] = np.inf
-    return int(np.argmin(costs)) if (~gone).sum() > 1 else None
-
-
-def _dearest_gone(readers: Sequence[Reader], gone: NDArray[np.bool_]) -> int | None:
-    """The removed unit whose return lowers the error most: that whose share of the joint error is largest."""
-    share = np.zeros(gone.size)
-    for r in readers:
-        rows = gone[r.units]
-        w = r.weights[:, rows]
-        if rows.any():
-            part = np.einsum("gro,gro->r", w, _solve(r.inverse[:, rows][:, :, rows], w)) * r.weight
-            np.add.at(share, r.units[rows], part)
-    return int(np.argmax(np.where(gone, share, -np.inf))) if gone.any() else None
+def _costs_without(reader: Reader, gone: NDArray[np.bool_]) -> Array:
+    """Error of removing each of the other units when some are gone, (size,)."""
+    if reader.inverse.ndim == 2:
+        return _Apart(reader).costs(gone.size)
+    rows, others = np.flatnonzero(gone[reader.units]), np.flatnonzero(~gone[reader.units])
+    w, across = reader.weights[:, rows], reader.inverse[:, rows]
+    change = spd_solve(across[:, :, rows], np.concatenate([w, across], 2))
+    weights = reader.weights - across.swapaxes(1, 2) @ change[:, :, : w.shape[2]]
+    less = across, change[:, :, w.shape[2] :]
+    return _costs(reader.inverse, weights, reader.units, others, gone.size, less) * reader.weight
