@@ -15,9 +15,9 @@ SMALL = 64  # rows up to which a stack is solved in one call
 FLOOR = 1e-12  # of a mean of variances
 
 
-def damped(covariance: Array, share: float) -> Array:
-    """Each matrix with a share of the mean of its diagonal added to that, in float64; a new array."""
-    made: Array = covariance.astype(np.float64)
+def damped(covariance: Array, share: float, kind: type[np.floating[Any]] = np.float64) -> Array:
+    """Each matrix with a share of the mean of its diagonal added to that; a new array."""
+    made: Array = covariance.astype(kind)
     np.einsum("gkk->gk", made)[:] += share * level(covariance)[:, None]
     return made
 

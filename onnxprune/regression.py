@@ -185,12 +185,13 @@ class Regression:
         errors: dict[float | None, float] = {}
         if self.biased:
             errors[None] = judge.error(w, fit.intercept(w)) / judge.n
-        errors |= self._search(lambda p: judge.error(*self._ridge(fit, w, p)) / judge.n, bool(held.n))
+        ridge = self._ridge(fit, w)
+        errors |= self._search(lambda p: judge.error(*ridge(p)) / judge.n, bool(held.n))
         best = min(errors, key=lambda p: errors[p], default=None)
         if best not in errors or not errors[best] < before:
             return self._same(before)
         both = fit + held
-        m = w if best is None else stored(self._ridge(both, w, best)[0]).astype(np.float64)
+        m = w if best is None else stored(self._ridge(both, w)(best)[0]).astype(np.float64)
         c = both.intercept(m)
         if not judge.error(m, c) / judge.n < before:
             return self._same(before)
@@ -222,11 +223,18 @@ class Regression:
         return {p: e for p, e in tried.items() if np.isfinite(e)}
 
     @staticmethod
-    def _ridge(moments: Moments, w: Array, penalty: float) -> tuple[Array, Array]:
+    def _ridge(moments: Moments, w: Array) -> Callable[[float], tuple[Array, Array]]:
+        """Weights and intercept by penalty; where there are many summands, solved in float32."""
         c, d = moments.centred()
         d -= c @ w
-        m = w + spd_solve(damped(c, penalty), d)
-        return m, moments.intercept(m)
+        kind = np.float32 if w.shape[1] > FEW_SUMMANDS else np.float64
+        d = d.astype(kind)
+
+        def solved(penalty: float) -> tuple[Array, Array]:
+            m = w + spd_solve(damped(c, penalty, kind), d)
+            return m, moments.intercept(m)
+
+        return solved
 
     def _solve_dual(self, stored: Callable[[Array], Array]) -> Solution:
         """As `solve`, for few rows of many summands: M = W + X' (X X' + lambda I)^-1 (T - X W), columns centred."""

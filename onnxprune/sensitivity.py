@@ -30,6 +30,7 @@ from onnxprune.linear import Gates
 from onnxprune.losses import output_error
 from onnxprune.rotation import Bases, packed, unpacked
 from onnxprune.sessions import Feeds, program, session
+from onnxprune.stages import Stages
 from onnxprune.storage import tensor
 
 Array = NDArray[Any]
@@ -184,14 +185,13 @@ def _errors(
     """Held-out error of one reader, as a share of its output energy, with the first units of an order gone."""
     assert gram.folds is not None
     fit, held = gram.folds
-    old = c.linear.matrix(calibration.typed.graph.array(c.linear.weight)).astype(np.float64)
-    cov = fit.covariance
+    old = c.linear.matrix(calibration.typed.graph.array(c.linear.weight)).astype(np.float32)
     energy = max(_output(held.stored, old), 1e-30)
     away = held.mean - fit.mean
 
     def error(k: int, damping: float) -> float:
         gone = (c.rows >= 0) & np.isin(c.rows, order[:k])
-        change = old - refitted(cov, old, gone, damping)
+        change = old - refitted(fit.stored, old, gone, damping)
         moved = float(np.square(np.einsum("gk,gko->go", away, change)).sum())
         return (_output(held.stored, change) + moved) / energy
 
@@ -202,8 +202,7 @@ def _errors(
 
 def _output(covariance: Array, matrix: Array) -> float:
     """Variance of x @ matrix, summed over outputs."""
-    plain = matrix.astype(np.float32)
-    return float(np.einsum("gko,gko->", covariance @ plain, plain, dtype=np.float64))
+    return float(np.einsum("gko,gko->", covariance @ matrix, matrix, dtype=np.float64))
 
 
 def _readers(
@@ -242,14 +241,16 @@ def measure(
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
     affordable = PROBE_PASSES * calibration.samples // max(len(found), 1)
     feeds = first(held or calibration.feeds, int(np.clip(affordable, min(LEAST_SAMPLES, samples), samples)))
-    want = _outputs(graph, feeds)
+    stages, want = Stages(graph, calibration.typed.facts, feeds), _outputs(graph, feeds)
+    carriers = _carriers(calibration)
+    starts = {d: _start(calibration, d, carriers.get(d, [])) for d in found}
     made: dict[Dim, tuple[Curve, Probe]] = {}
-    for group in calibration.grouped(found):
+    for group in calibration.grouped(sorted(found, key=lambda d: starts[d])):
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
         places = [_place(found[d]) for d in group]
         tasks = (
             delayed(_probe)(
-                graph, _without(calibration, d, np.isin(np.arange(d.size), found[d].order[:k]), grams), feeds, want
+                *stages.rest(starts[d]), _without(calibration, d, found[d], k, carriers.get(d, []), grams), want
             )
             for d, k in zip(group, places, strict=True)
         )
@@ -260,48 +261,73 @@ def measure(
     return {d: made[d] for d in found}
 
 
+def _carriers(calibration: Calibration) -> dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]:
+    """The stored floats that carry each dim, with the axis and the unit of each of its indices."""
+    graph, found = calibration.typed.graph, dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]()
+    for use in calibration.typed.uses:
+        if use.tensor in graph.tensors and graph.constants[use.tensor].data_type in FLOATS:
+            for axis, e in enumerate(use.axes):
+                for d in dict.fromkeys(atoms(e)):
+                    found.setdefault(d, []).append((use.tensor, axis, units_along(e, d)))
+    return found
+
+
+def _start(calibration: Calibration, d: Dim, carriers: Sequence[tuple[str, int, Any]]) -> int:
+    """The first node that uses what is changed when units of a dim are ignored."""
+    linears = [c.linear for c in calibration.consumers.get(d, [])]
+    names = {n for n, *_ in carriers} | {n for x in linears for n in (x.weight, x.bias)}
+    users = calibration.typed.graph.consumers
+    return min((i for n in names for i, _ in users.get(n, [])), default=0)
+
+
 def _place(curve: Curve) -> int:
     """How many units are gone where a dim is probed."""
     return int(np.clip(np.searchsorted(curve.errors, PROBE_ERROR), 1, len(curve.order) - 1))
 
 
 def _probe(
-    graph: Graph, changed: Mapping[str, TensorProto], feeds: Sequence[Feeds], want: Sequence[Sequence[Any]]
+    graph: Graph, feeds: Sequence[Feeds], changed: Mapping[str, TensorProto], want: Sequence[Mapping[str, Any]]
 ) -> float:
-    """Error of the outputs with some constants changed."""
-    return output_error(want, _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds))
+    """Error of the outputs with some constants changed in the part of a graph that makes (some of) them."""
+    got = _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds)
+    return output_error(
+        [list(w.values()) for w in want], [[g.get(n, a) for n, a in w.items()] for w, g in zip(want, got, strict=True)]
+    )
 
 
 def _without(
-    calibration: Calibration, d: Dim, gone: NDArray[np.bool_], grams: Mapping[int, Gram]
+    calibration: Calibration,
+    d: Dim,
+    curve: Curve,
+    count: int,
+    carriers: Sequence[tuple[str, int, NDArray[np.int64]]],
+    grams: Mapping[int, Gram],
 ) -> dict[str, TensorProto]:
-    """Constants of the graph in which nothing makes or reads some units, and their readers are refitted."""
+    """Constants of the graph in which nothing makes or reads the first units of a curve, and their readers are
+    refitted.
+    """
+    gone = np.isin(np.arange(d.size), curve.order[:count])
     graph = calibration.typed.graph
     arrays: dict[str, Array] = {}
     for c in calibration.consumers.get(d, []):
         x, gram = c.linear, grams[c.linear.key]
-        gram = gram.folds[0] if gram.folds else gram
+        cov = (gram.folds[0] if gram.folds else gram).stored
         if isinstance(x, Gates) or x.weight not in graph.tensors:  # only loses its rows
             continue
-        old = x.matrix(graph.array(x.weight)).astype(np.float64)
-        new = refitted(gram.covariance, old, (c.rows >= 0) & gone[c.rows])
+        old = x.matrix(graph.array(x.weight)).astype(np.float32)
+        new = refitted(cov, old, (c.rows >= 0) & gone[c.rows])
         arrays[x.weight] = x.unmatrix(new).copy()
         if x.bias in graph.tensors:
             change = np.einsum("gk,gko->go", gram.mean, old - new).reshape(-1) / x.beta
             arrays[x.bias] = arrays.get(x.bias, graph.array(x.bias)) + change
-    for use in calibration.typed.uses:
-        if graph.constants[use.tensor].data_type not in FLOATS or use.tensor not in graph.tensors:
-            continue
-        for axis, e in enumerate(use.axes):
-            if d in atoms(e):
-                units = units_along(e, d)
-                array = arrays.setdefault(use.tensor, graph.array(use.tensor).copy())
-                array[(slice(None),) * axis + (np.flatnonzero((units >= 0) & gone[units]),)] = 0
+    for name, axis, units in carriers:
+        array = arrays.setdefault(name, graph.array(name).copy())
+        array[(slice(None),) * axis + (np.flatnonzero((units >= 0) & gone[units]),)] = 0
     return {n: tensor(n, a.astype(graph.array(n).dtype), graph.tensors[n]) for n, a in arrays.items()}
 
 
 def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping: float = DAMPING) -> Array:
-    """Weights (G, K, O) whose rows `gone` (K,) are zero, the others fitted to make up for them."""
+    """Weights (G, K, O) whose rows `gone` (K,) are zero, the others fitted to make up for them; float32 will do."""
     made = weights.copy()
     made[:, gone] = 0
     if covariance.ndim == 2 or not gone.any():
@@ -309,7 +335,7 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping
     kept = np.flatnonzero(~gone)
     left = covariance[:, kept]
     own = left[:, :, kept]
-    own[:, range(kept.size), range(kept.size)] += damping * level(covariance)[:, None]
+    np.einsum("gkk->gk", own)[:] += damping * level(covariance)[:, None]
     made[:, kept] += spd_solve(own, left[:, :, gone] @ weights[:, gone])
     return made
 
@@ -326,6 +352,8 @@ def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
     return taken
 
 
-def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[list[Any]]:
-    made = session(program(graph))
-    return [list(made.run(None, f)) for f in feeds]
+def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[dict[str, Any]]:
+    job = session(program(graph))
+    names, taken = [o.name for o in job.get_outputs()], {i.name for i in job.get_inputs()}
+    made = (job.run(names, {n: a for n, a in f.items() if n in taken}) for f in feeds)
+    return [dict(zip(names, values, strict=True)) for values in made]

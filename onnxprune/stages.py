@@ -94,6 +94,21 @@ class Stages:
         if fits and held:
             self.held, self.done = held, done
 
+    def rest(self, first: int) -> tuple[Graph, Sequence[Feeds]]:
+        """The graph from node `first` on as one of its own, with those outputs that it makes, and what it starts from
+        for every feed. Comes close where nodes that are executed as one do not end there, or too much would be held.
+        """
+        before = {u for u, span in enumerate(self.units) if span.stop <= first}
+        inputs = {i.name for i in self.graph.inputs}
+        if not before <= self.done:
+            for _ in self.run([n for n in self._frontier(before | self.done, inputs) if n not in inputs]):
+                pass
+        start = self.held if self.held is not None else list(self.feeds)
+        there = set(start[0]) if start else inputs
+        left = set(range(len(self.units))) - self.done
+        made = {n for u in left for i in self.units[u] for n in self.graph.nodes[i].output}
+        return self._piece(left, there, [o.name for o in self.graph.outputs if o.name in made]), start
+
     def _source(self, fits: bool) -> Iterator[Feeds]:
         """What a stage starts from: what is held, and let go of on the way where what comes next is sure to fit."""
         if self.held is None or not fits:

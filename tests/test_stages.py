@@ -61,3 +61,22 @@ def test_a_later_stage_sees_weights_that_changed() -> None:
     stages.graph = graph.replace(tensors={**graph.tensors, "b": made})
     (got,) = stages.run(["k"])
     assert not got["k"].any()
+
+
+@pytest.mark.parametrize("limit", (0, 1 << 20))
+@pytest.mark.parametrize("text", (CHAIN, BRANCHES))
+def test_the_rest_of_a_graph_makes_its_outputs_from_any_node_on(text: str, limit: int) -> None:
+    graph = load(build(text))
+    facts = trace(graph)
+    feeds = [random_feeds(graph, facts.binding, k) for k in range(3)]
+    stages = Stages(graph, facts, feeds, limit)
+    whole = [sessions.run(graph.to_proto(), f) for f in feeds]
+    sizes = []
+    for first in range(len(graph.nodes)):
+        rest, starts = stages.rest(first)
+        sizes.append(len(rest.nodes))
+        for start, want in zip(starts, whole, strict=True):
+            taken = {i.name for i in rest.inputs}
+            got = sessions.run(rest.to_proto(), {n: a for n, a in start.items() if n in taken})
+            np.testing.assert_allclose(got["y"], want["y"], rtol=1e-5, atol=1e-6)
+    assert sizes[-1] < sizes[0] if limit else sizes[-1] == sizes[0]

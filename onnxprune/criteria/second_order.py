@@ -25,7 +25,8 @@ from onnxprune.algebra import damped, spd_inverse, spd_solve
 Array = NDArray[Any]
 DAMPING = 1e-2  # of the mean of C's diagonal, added to it
 STEPS = 128  # removals of a sweep: larger dims lose several units at a time
-MANY_ROWS, FEWER_STEPS = 2048, 64  # where a reader has more rows than that, as each removal goes through all of them
+MANY_ROWS = 1024  # where a reader has more rows than that, float32 will do,
+FEWER_STEPS = 64  # and so will fewer steps, as each goes through all of them
 BLOCK = 1 << 20  # entries of a matrix that are updated at once
 SWAPS = 8  # exchanges that are tried for a width
 
@@ -56,13 +57,13 @@ def reader(covariance: Array, matrix: Array, rows: NDArray[np.int64]) -> Reader:
     (-1: another dim's).
     """
     mine = np.flatnonzero(rows >= 0)
-    w = matrix[:, mine].astype(np.float64)
+    w = matrix[:, mine].astype(np.float32 if len(rows) > MANY_ROWS else np.float64)
     if covariance.ndim == 2:
         level = np.maximum(covariance.mean(1, keepdims=True), 1e-12)
         inverse = 1 / (covariance[:, mine] + DAMPING * level)
         energy = float((covariance[:, :, None] * matrix.astype(np.float64) ** 2).sum())
     else:
-        inverse = spd_inverse(damped(covariance, DAMPING))
+        inverse = spd_inverse(damped(covariance, DAMPING, np.float32 if len(rows) > MANY_ROWS else np.float64))
         inverse = inverse if len(mine) == len(rows) else inverse[:, mine][:, :, mine]
         energy = float(np.einsum("gko,gko->", covariance @ matrix, matrix.astype(np.float64)))
     return Reader(inverse, w, rows[mine], 1 / max(energy, 1e-30))
