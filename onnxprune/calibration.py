@@ -22,13 +22,12 @@ from onnxprune.flow import inner_names
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
-from onnxprune.regression import GRAM_LIMIT, product
+from onnxprune.regression import GRAM_LIMIT, product, wanted_rows
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
 
 Array = NDArray[Any]
-ROWS = 16384  # rows of a Gram matrix, or ROWS_PER_SUMMAND times its summands if that is more
-ROWS_PER_SUMMAND = 4
+ROWS_PER_SUMMAND = 4  # of a Gram matrix, where it has many summands
 WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
 GRAM_BYTES = 5 << 28  # of Gram matrices that are held at once
 HELD_OUT = 5  # every fifth feed judges what the others say
@@ -296,7 +295,7 @@ class _Sums:
     def add(self, data: Array, out: tuple[int, ...], samples: int, rng: np.random.Generator, held: bool) -> None:
         x = self.linear
         count = x.positions(out)
-        rows = max(ROWS, ROWS_PER_SUMMAND * x.size[1])
+        rows = wanted_rows(x.size[1], ROWS_PER_SUMMAND)
         each = max(1, min(count, -(-rows // max(samples, 1))))
         picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
         if not data.shape[0] or not count:

@@ -24,12 +24,11 @@ from onnxprune.linear import Linear
 from onnxprune.manager import Mended
 from onnxprune.rectified import ROWS_BYTES, Rows, Window
 from onnxprune.recurrence import Layer, Part
-from onnxprune.regression import GRAM_LIMIT, Solution
+from onnxprune.regression import GRAM_LIMIT, Solution, wanted_rows
 from onnxprune.storage import tensor
 
 Array = NDArray[Any]
-ROWS = 16384  # rows for a product, or ROWS_PER_SUMMAND times its summands if that is more
-ROWS_PER_SUMMAND = 6
+ROWS_PER_SUMMAND = 6  # of a product, where it has many summands
 
 
 class Collector(Protocol):
@@ -57,7 +56,7 @@ class Feed:
 
     def picks(self, count: int, summands: int) -> NDArray[np.int64]:
         """Some of `count` positions in each sample."""
-        each = max(1, min(count, -(-wanted_rows(summands) // max(self.samples, 1))))
+        each = max(1, min(count, -(-wanted_rows(summands, ROWS_PER_SUMMAND) // max(self.samples, 1))))
         return np.sort(self.rng.choice(count, each, replace=False)) if each < count else np.arange(count)
 
 
@@ -171,7 +170,7 @@ class Product:
         wide = np.broadcast_to(bias, (x.size[0] * x.size[2],)).reshape(weight.shape[0], -1)
         self._collector = mend(weight, wide, spare_bias=self.new, biased=self.biased)
         self._before = weight, wide
-        self._rows = Rows.some(self.window, wanted_rows(x.size[1]), x.size) if self.window else None
+        self._rows = Rows.some(self.window, wanted_rows(x.size[1], ROWS_PER_SUMMAND), x.size) if self.window else None
 
     def take(self, feed: Feed) -> None:
         for site in self.sites:
@@ -302,11 +301,6 @@ class Recurrent:
             bench.store([(self.index, slot)], array.astype(kind), f"{node.input[1]}.bias")
         self._parts = []
         return [Mended(node.name or node.output[0] or node.op_type, before, after)]
-
-
-def wanted_rows(summands: int) -> int:
-    """Over all samples."""
-    return max(ROWS, ROWS_PER_SUMMAND * summands)
 
 
 def sums_bytes(groups: int, summands: int, outputs: int) -> int:

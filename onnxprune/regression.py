@@ -28,6 +28,8 @@ BLOCK_ROWS = 8192  # rows that are multiplied at once
 NEGLIGIBLE_BIAS = 0.01  # of the error: a bias that can be left out is, if that costs no more
 GRAM_LIMIT = 6144  # summands; more are solved in the rows' own space
 FEW_SUMMANDS = 1024  # up to which all penalties are tried; then only downhill from the middle, as a try costs K^3
+LEAST_ROWS, ROWS = 4096, 16384  # rows for a product, by its summands: AMPLE for each are as good as more
+AMPLE = 128
 LARGEST = 1e15  # of an entry; squares of larger ones leave float32
 
 
@@ -70,6 +72,11 @@ class Moments:
         """C (G, K, K) and D (G, K, O)."""
         n = max(self.n, 1)
         return self.xx - self.x[:, :, None] * self.x[:, None] / n, self.xt - self.x[:, :, None] * self.t[:, None] / n
+
+
+def wanted_rows(summands: int, least: int) -> int:
+    """How many rows a product is judged by, over all samples; at least so many for each summand."""
+    return max(int(np.clip(AMPLE * summands, LEAST_ROWS, ROWS)), least * summands)
 
 
 def product(a: Array, b: Array) -> Array:
