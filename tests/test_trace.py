@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,22 @@ def test_facts(nodes: str, name: str, shape: tuple[int, ...], dynamic: list[int]
     assert [k for k in range(len(shape)) if facts.dynamic(name, k)] == dynamic
     known = facts.static(name)
     assert (known is None) == (value is None) and (value is None or np.array_equal(known, value))
+
+
+NO_NUMBERS = (
+    "m = Div(one, zero)",
+    "m = Mod(one, zero)",
+    "f = Cast <to = 1> (zero) g = Div(f, f) m = Cast <to = 7> (g)",
+)
+
+
+@pytest.mark.parametrize("nodes", NO_NUMBERS)
+def test_what_is_no_number_is_not_known(nodes: str) -> None:
+    """Nor does NumPy warn of it."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        facts = trace(load(build(f"{BODY} {{ {nodes} y = Relu(x) }}")), ask=False)
+    assert facts.static("m") is None and not told
 
 
 def test_a_stale_value_info_is_not_read() -> None:
