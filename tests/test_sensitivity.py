@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onnxprune
 from onnxprune import sessions
 from onnxprune.calibration import Calibration
 from onnxprune.graph import Graph
@@ -95,3 +96,13 @@ def test_products_of_activations_in_a_body() -> None:
     assert not calibration.meetings
     found = curves(calibration, [d.dim for d in calibration.typed.prunable])
     assert sorted(d.size for d in found) == sorted(d.dim.size for d in calibration.typed.prunable)
+
+
+def test_curves_count_the_samples_that_there_are() -> None:
+    """Rows are picked by it: of few samples more rows each."""
+    model = build(
+        "(float[N,6] x) => (float[N,2] y) <float[6,8] A, float[8,2] B>"
+        " { a = MatMul(x, A) r = Relu(a) y = MatMul(r, B) }"
+    )
+    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    assert onnxprune.measure_sensitivity(model, {"x": x}).samples == 20
