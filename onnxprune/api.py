@@ -43,6 +43,7 @@ from onnxprune.timing import Clock, Store, cache_folder
 from onnxprune.validate import numerics
 from onnxprune.validate.latency import ONE_THREAD
 
+HELD_BACK = 0.25  # of the samples, at least, where a budget is a limit on the metric and there is no other data
 NO_DATA = "a metric needs data to be measured on: give --data"
 GatesLike = Gates | Mapping[str, float]
 
@@ -109,7 +110,8 @@ def prune(
         ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
         macs, params, bytes: keep at most this fraction of the multiply-accumulates, parameters or bytes.
         latency: take this fraction of the original's time on this machine; latency_ms: this many milliseconds.
-        max_drop: lose at most this fraction of the metric on the data; the MACs are made as few as that allows.
+        max_drop: lose at most this fraction of the metric on `test_data`, else on a part of `data` that is held back;
+            the MACs are made as few as that allows.
         lossless: remove exactly what cannot matter. Exactly one of these budgets must be given.
         scope: "local": cut every dim alike; "global": weigh the units of all dims against each other; "isomorphic":
             those of dims of one size and structure.
@@ -235,7 +237,8 @@ def run(
     call = dict(locals())
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed must be a whole number of at least 0, got {seed!r}")
-    given, tests = _samples(graph, data, test_data, samples, seed)
+    judged = budget is not None and budget.max_drop is not None
+    given, tests = _samples(graph, data, test_data, samples, seed, judged)
     limits, foreign = Gates.of(gates), foreign_operators(graph)
     if not dry_run and not (check and not foreign):
         limits.require_measured(f"operators that ONNX Runtime lacks: {foreign}" if check else "no checks (--no-check)")
@@ -247,7 +250,7 @@ def run(
     with blaming(graph), _telling_failures():
         pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
-        state.data, state.samples, state.seed = None if foreign else given, samples, seed
+        _calibrate_on(state, None if foreign else given, seed)
         state.mends = any(isinstance(s, RefitLeastSquares) for s in steps)
         state.curves = curves.curves_for(state.model) if curves else None
         state.bases = curves.bases if curves else None
@@ -388,17 +391,29 @@ def measure_sensitivity(
     given = fitting(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
-        state.data, state.samples, state.seed = given, samples, seed
+        _calibrate_on(state, given, seed)
         PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
         return sensitivity_of(state, progress, jobs)
 
 
 def _samples(
-    graph: Graph, data: DataLike | None, test_data: DataLike | None, samples: int, seed: int
+    graph: Graph, data: DataLike | None, test_data: DataLike | None, samples: int, seed: int, judged: bool
 ) -> tuple[Samples | None, Samples | None]:
-    """Samples of the data, and those that checks and metrics are made on: all of `test_data`, else the same."""
-    given = None if data is None else fitting(graph, data, samples, seed)
-    return given, given if test_data is None else fitting(graph, test_data, None, seed)
+    """Samples of the data, and those that checks and metrics are made on: all of `test_data`, else the same. What is
+    `judged` by a metric must not have been fitted to: then, of more samples than are wanted, as many again are held
+    back for it, or else a part.
+    """
+    if data is None or test_data is not None or not judged:
+        given = None if data is None else fitting(graph, data, samples, seed)
+        return given, given if test_data is None else fitting(graph, test_data, None, seed)
+    given = fitting(graph, data, 2 * samples, seed)
+    tests, rest = given.parted(min(max(1 - samples / given.count, HELD_BACK), 0.5))
+    return (rest, tests) if tests.count and rest.count else (given, given)
+
+
+def _calibrate_on(state: State, given: Samples | None, seed: int) -> None:
+    """What is gathered from data, and how many samples that is: rows are picked by it."""
+    state.data, state.samples, state.seed = given, given.count if given is not None else 0, seed
 
 
 def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:

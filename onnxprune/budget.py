@@ -111,6 +111,11 @@ class Budget:
         return self.in_time or self.round_to == AUTO
 
     @property
+    def weighs_errors(self) -> bool:
+        """Whether dims are weighed against each other by error curves, where there is data."""
+        return self.scope == "global" and self.criterion in ("", OBS) and not (self.lossless or self.in_time)
+
+    @property
     def for_speed(self) -> bool:
         """Whether it is there to make the model faster, not just smaller."""
         return self.needs_clock or self.macs is not None or self.max_drop is not None

@@ -163,6 +163,12 @@ def make_plan(
     return Plan(cut, model, {infos[d].name: infos[d].kind for d in infos}, tuple(refused))
 
 
+def error_curves(typed: TypedGraph, budget: Budget, calibration: Calibration) -> dict[str, Curve]:
+    """The curves that `make_plan` would measure, by dim name."""
+    infos = picked_dims(typed, budget)
+    return {infos[d].name: curve for d, curve in _curves(budget, infos, calibration).items()}
+
+
 def choose_bases(typed: TypedGraph, budget: Budget | None, calibration: Calibration) -> Bases:
     """Bases for all dims that may be pruned and whose basis can change, by name."""
     picked = typed.prunable if budget is None else picked_dims(typed, budget).values()

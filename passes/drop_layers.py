@@ -10,7 +10,6 @@ Outputs of the model keep their names, behind an Identity. In bodies of control 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -19,15 +18,15 @@ from onnx import NodeProto, helper
 
 from onnxprune.errors import InputError
 from onnxprune.graph import Graph, attributes, operator
-from onnxprune.guard import Guard
 from onnxprune.layers import AUTO, NONE, Chosen, Layer, choose, find, silent
 from onnxprune.layers.residual import SKIP, SUMS
-from onnxprune.manager import Cut, PassManager, State
+from onnxprune.manager import Cut, State
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead, alive
 from onnxprune.plan import Plan, bind_layers
 from onnxprune.together import Together, candidates
+from onnxprune.trials import outcome
 
 NORM = {  # a fused sum without its branch: the operator, and the inputs that are its scale and bias
     SKIP[0]: ("LayerNormalization", (2, 3)),
@@ -87,15 +86,10 @@ def _together(state: State) -> Chosen:
 
 def _trial(state: State, names: list[str]) -> float:
     """The error of the outputs when these layers go, and widths as the budget says; recovered from if the run is."""
-    assert state.budget is not None and state.data is not None
+    assert state.budget is not None
     mend = (RefitLeastSquares(),) if state.mends else ()
     budget = replace(state.budget, drop_layers=tuple(names) or (NONE,), steps=1, schedule="")
-    tried = replace(state, budget=budget, cuts=[], recoveries=[])
-    try:
-        PassManager((DropLayers(), *mend, Prune(), RemoveDead(), *mend)).run(tried)
-    except InputError:  # what is left cannot meet the budget
-        return math.inf
-    return Guard(state.graph, state.facts, state.data, state.samples).errors([tried.graph])[0]
+    return outcome(state, (DropLayers(), *mend, Prune(), RemoveDead(), *mend), budget=budget)
 
 
 def _names(state: State, layers: Iterable[Layer]) -> list[str]:

@@ -9,8 +9,10 @@ Uses of a constant that are cut differently get constants of their own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from glob import escape
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,15 +20,20 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxprune.budget import Budget
+from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Expr, Mask, keep, resolve
+from onnxprune.errors import InputError
 from onnxprune.flow import ENTER, SHELL, attribute
 from onnxprune.graph import Graph, attributes
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
-from onnxprune.plan import Plan, bind, make_plan
+from onnxprune.passes.refit_least_squares import RefitLeastSquares
+from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.plan import Plan, bind, error_curves, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 from onnxprune.sparse import Sparse
 from onnxprune.storage import Sliced, Source, cut_source, tensor
+from onnxprune.trials import outcome, outer_factors
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,31 @@ class Prune:
             if own is None:
                 return Plan({}, state.model)
         curves = None if state.cuts else state.curves  # of the first graph
-        return make_plan(state.typed, own or Budget(), state.model, state.calibration, curves, state.seed, state.clock)
+        return _best(state, own or Budget(), curves)
+
+
+def _best(state: State, budget: Budget, curves: Mapping[str, Curve] | None) -> Plan:
+    """The plan for a budget; where it cuts factors of one axis, what comes of it and of its rival decides."""
+    make = partial(make_plan, state.typed, model=state.model, calibration=state.calibration, seed=state.seed)
+    make = partial(make, clock=state.clock)
+    if state.calibration is None or not state.mends or state.dry_run or not budget.weighs_errors:
+        return make(budget, curves=curves)
+    curves = curves or error_curves(state.typed, budget, state.calibration)
+    plan = make(budget, curves=curves)
+    outer = outer_factors(state.typed, bind(plan, state.typed))
+    names = tuple(sorted(d.name for d in state.typed.prunable if d.dim in outer))
+    if not names:
+        return plan
+    try:
+        rival = make(replace(budget, exclude=(*budget.exclude, *map(escape, names))), curves=curves)
+    except InputError:  # there is not enough without these dims
+        return plan
+    first, second = (outcome(state, (Prune(), RemoveDead(), RefitLeastSquares()), plan=p) for p in (plan, rival))
+    state.notes.append(
+        f"widths were tried with {', '.join(names)} cut and whole; relative squared error on samples that were held"
+        f" back: {first:.3g} and {second:.3g}"
+    )
+    return rival if second < first else plan
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

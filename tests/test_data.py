@@ -287,3 +287,25 @@ def test_data_is_never_held_twice(kind: str, times: float, tmp_path: Path) -> No
                 assert sum(f["x"].shape[0] for f in data) == (limit or 2000)
 
     assert peak_bytes(work) < times * x.nbytes
+
+
+@pytest.mark.parametrize("share", [0.25, 0.4, 0.5])
+@pytest.mark.parametrize("count", [1, 5, 40, 100])
+def test_parts_hold_every_sample_once_with_its_label(share: float, count: int) -> None:
+    data = Samples(FREE, {"x": rows(count), "y": np.arange(count)}, None)
+    assert data.count == count
+    mine, others = data.parted(share)
+    assert sorted(seen(mine) + seen(others)) == list(range(count))
+    assert mine.count == len(seen(mine)) == int(count * share)
+    assert others.count == len(seen(others))
+    assert all((feeds["x"][:, 0] == labels["y"]).all() for feeds, labels in mine.labelled)
+
+
+def test_parts_of_what_cannot_be_cut_are_whole_feeds() -> None:
+    mine, others = Samples(FIXED, {"x": rows(24)}).parted(0.25)
+    assert seen(mine) == list(range(18, 24))
+    assert others.count == 18
+    feeds = [{"x": rows(1), "s": np.full((2, 4), k, np.float32)} for k in range(4)]
+    mine, others = Samples(STATE, Again(lambda: iter(feeds))).parted(0.5)
+    assert [int(f["s"][0, 0]) for f in mine] == [1, 3]
+    assert [int(f["s"][0, 0]) for f in others] == [0, 2]

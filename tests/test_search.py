@@ -250,3 +250,12 @@ def test_elsewhere_it_is_said(options: dict[str, Any], slow: Any) -> None:
 def test_a_lossless_run_that_removes_nothing_is_not_judged(slow: Any) -> None:
     slow(SLOW)
     assert not any("slower" in n for n in onnxprune.prune(CNN, lossless=True).report.notes)
+
+
+@pytest.mark.parametrize(("samples", "judged"), [(512, 48), (128, 64), (64, 64)])
+def test_what_a_limit_on_the_metric_is_judged_by_is_held_back(samples: int, judged: int) -> None:
+    """A quarter, or what is more than is wanted for calibration, up to as many again."""
+    x = np.random.default_rng(0).standard_normal((192, 16)).astype(np.float32)
+    made = onnxprune.prune(build(MLP), max_drop=0.5, data={"x": x}, samples=samples, allow_slower=True)
+    assert {m.samples for m in made.report.metrics} == {judged}
+    assert made.report.metrics[-1].drop <= 0.5

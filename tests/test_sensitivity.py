@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import onnxprune
 from onnxprune import sessions
 from onnxprune.calibration import Calibration
 from onnxprune.graph import Graph
@@ -115,3 +116,13 @@ def test_products_that_see_the_same_rows_share_one_gram_matrix(monkeypatch: pyte
     assert passes == [{"r"}, {"x", "s"}, set()]
     rows = np.concatenate([np.maximum(f["x"] @ graph.array("a"), 0) for f in feeds])
     np.testing.assert_allclose(first.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
+
+
+def test_curves_count_the_samples_that_there_are() -> None:
+    """Rows are picked by it: of few samples more rows each."""
+    model = build(
+        "(float[N,6] x) => (float[N,2] y) <float[6,8] A, float[8,2] B>"
+        " { a = MatMul(x, A) r = Relu(a) y = MatMul(r, B) }"
+    )
+    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    assert onnxprune.measure_sensitivity(model, {"x": x}).samples == 20

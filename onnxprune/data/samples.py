@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from copy import copy
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ class Samples:
         self._limit = _multiple(limit, self._fixed)
         self._stream: Callable[[], Iterator[Record]] | None = None
         self._chosen: list[tuple[Record, Rows | None]] = []
+        self._part: tuple[float, bool] | None = None  # a share of the samples, and whether it is that or the others
         self._marks: list[int] = []  # of what the stream gave, and whether that was all
         self._ended = False
         found = partial(records, graph, data, self._limit or SAMPLES, seed)
@@ -72,6 +74,24 @@ class Samples:
 
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self._batches(labels=False))
+
+    @cached_property
+    def count(self) -> int:
+        """How many samples there are: the lengths of the first axes of all feeds."""
+        rows = [n for _, n in self._chosen]
+        if rows and not self._fixed and self._part is None and all(n is not None for n in rows):
+            return sum(n.size for n in rows if n is not None)
+        return sum(sample_count(feeds) for feeds in self)
+
+    def parted(self, share: float) -> tuple[Samples, Samples]:
+        """That share of the samples, spread evenly over all, and the others. Feeds that cannot be cut, since they are
+        of a fixed size or their arrays have no axis in common, go as a whole.
+        """
+        made = copy(self), copy(self)
+        for part, chosen in zip(made, (True, False), strict=True):
+            part.__dict__.pop("count", None)
+            part._part = share, chosen
+        return made
 
     @property
     def labelled(self) -> Labelled:
@@ -121,18 +141,34 @@ class Samples:
 
     def _batches(self, labels: bool) -> Iterator[tuple[Feeds, Labels]]:
         names = {i.name for i in self._inputs}
-        count = 0
+        count = first = 0
         for arrays in self._cut(labels):
             feeds = {i.name: arrays[i.name] for i in self._inputs}
             if self._stream is not None:
                 self._mark(count, feeds)
             count += 1
-            yield feeds, {n: a for n, a in arrays.items() if n not in names}
+            mine, length = self._mine(feeds, first)
+            first += length
+            others = {n: a for n, a in arrays.items() if n not in names}
+            if mine.all():
+                yield feeds, others
+            elif mine.any():
+                yield _masked(feeds, mine), _masked(others, mine)
         if not count:
             raise InputError(f"the data holds no samples: {_origin(self.data)}")
         if count < len(self._marks):
             raise _unsteady()
         self._ended = True
+
+    def _mine(self, feeds: Feeds, first: int) -> tuple[NDArray[np.bool_], int]:
+        """Which samples of a feed belong to this part, where `first` came before, and how many there are."""
+        lengths = {a.shape[0] for a in feeds.values() if a.ndim}
+        length = lengths.pop() if len(lengths) == 1 and not self._fixed else 1
+        if self._part is None:
+            return np.ones(length, bool), length
+        share, chosen = self._part
+        marks = np.floor(np.arange(first, first + length + 1) * share)
+        return (np.diff(marks) > 0) == chosen, length
 
     def _cut(self, labels: bool) -> Iterator[dict[str, NDArray[Any]]]:
         """Batches of neighbours of equal shapes; a rest that does not fill a fixed batch is left out."""
@@ -310,6 +346,10 @@ def _taken(array: NDArray[Any], rows: Rows) -> NDArray[Any]:
         return array
     first, last = int(rows[0]), int(rows[-1])
     return array[first : last + 1] if last - first + 1 == rows.size else array[rows]
+
+
+def _masked(arrays: Mapping[str, NDArray[Any]], mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    return {n: a[mask] if a.ndim else a for n, a in arrays.items()}
 
 
 def _merged(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,60 @@
+"""Choices that are made by trying them: a run goes on as it would, and its outputs are compared with the original's on
+samples that were held back.
+
+Error curves of dims are summed, which holds as long as what one dim loses is not what the readers of another make up
+for its loss with. Factors of one axis (heads and their channels, directions and hidden units) are read by the same
+products, so cutting both costs more than the sum. Where an allocation does, the one that leaves the outer factors whole
+is its rival (`outer_factors`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from onnxprune.dims import Dim, Prod, atoms, children, resolve
+from onnxprune.errors import InputError
+from onnxprune.guard import Guard
+from onnxprune.inference import TypedGraph
+from onnxprune.manager import Pass, PassManager, State
+
+
+def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> float:
+    """The error of the outputs after some passes of a run in which fields of the state are changed, on samples that
+    were held back; infinite where the budget cannot be met.
+    """
+    assert state.data is not None
+    tried = replace(state, **changes)
+    tried.cuts, tried.recoveries, tried.notes = list(state.cuts), list(state.recoveries), []
+    try:
+        PassManager(tuple(passes)).run(tried)
+    except InputError:
+        return math.inf
+    original = state.cuts[0].typed.graph if state.cuts else state.graph
+    return Guard(original, state.facts, state.data, state.samples).errors([tried.graph])[0]
+
+
+def outer_factors(typed: TypedGraph, cut: Collection[Dim]) -> set[Dim]:
+    """Those of the dims that stand left of another one of them in a product of factors."""
+    found: set[Dim] = set()
+    for factors in _products(e for axes in typed.axes.values() for e in axes or ()):
+        parts = [{d for d in atoms(f) if d in cut} for f in factors]
+        for k, part in enumerate(parts):
+            found |= {d for d in part if any(later - {d} for later in parts[k + 1 :])}
+    return found
+
+
+def _products(axes: Iterable[Any]) -> Iterable[Sequence[Any]]:
+    """The factors of every product in some axes, also inside of sums."""
+    seen: set[int] = set()
+    waiting = [resolve(e) for e in axes]
+    while waiting:
+        expr = waiting.pop()
+        if isinstance(expr, Dim) or id(expr) in seen:
+            continue
+        seen.add(id(expr))
+        if isinstance(expr, Prod):
+            yield expr.factors
+        waiting += [resolve(e) for e in children(expr)]
