@@ -263,7 +263,8 @@ def run(
         if watch and needs_clock and not foreign:
             store = Store(settings, cache_folder() if cache else None)
             state.clock = Clock(watch.feeds, settings, store, seed, progress)
-        found = _passed(manager, state, facts, watch, progress)
+        excused = allow_slower or "max_latency_ratio" in limits.given
+        found = _passed(manager, state, facts, watch, progress, excused)
         state = found.state
         report = describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves or found.curves
@@ -275,11 +276,10 @@ def run(
                 prove_turn(report, facts, state.turn, graph, progress)
             prove(report, facts, state, None if state.turn else base, progress)
             measure(report, facts, state, _is_lossless(steps, budget), progress)
-            excused = allow_slower or "max_latency_ratio" in limits.given
             try:
                 _time(report, watch, state.graph, budget, profiled, excused)
             except SlowerError as error:
-                return _again(error, call | {"curves": report.sensitivity})
+                return _again(error, call | {"budget": state.budget, "curves": report.sensitivity})
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
 
@@ -348,9 +348,14 @@ def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: b
 
 
 def _passed(
-    manager: PassManager, state: State, facts: Original | None, watch: Stopwatch | None, progress: Progress
+    manager: PassManager,
+    state: State,
+    facts: Original | None,
+    watch: Stopwatch | None,
+    progress: Progress,
+    excused: bool,
 ) -> Found:
-    """The passes done, at the budget of the call."""
+    """The passes done, at the budget of the call; `excused`: the result may be slower than the original."""
     budget = state.budget
     if budget is not None and budget.max_drop is not None:
         if facts is None or facts.yardstick is None:
@@ -360,8 +365,10 @@ def _passed(
         return in_time(Search(manager, state, progress), state.clock, watch)
     if budget is not None and budget.in_blocks is not None and any(s == Prune() for s in manager.passes):
         search = Search(manager, state, progress)
-        search.measure_curves()  # once, if the cut has to be made again
-        return search.at(budget, progress=progress)
+        search.measure_curves()
+        return search.at(
+            search.suited(watch) if watch and facts and state.mends and not excused else budget, progress=progress
+        )
     return Found(state, manager.run(state, progress))
 
 

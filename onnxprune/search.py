@@ -6,6 +6,8 @@ latency,       the latency model (`timing`) chooses widths for a share of the ti
 latency_ms     the original, end to end, and the share that is asked of the model is corrected by what was missed, until
                the measured ratio is close to the one that is wanted. Nothing is recovered on the way: weights do not
                change how long a model takes.
+
+A budget in MACs that says nothing of widths is met in blocks of channels, if what it cuts as it is turns out slower.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from onnxprune.passes.prune import Prune
 from onnxprune.progress import Progress
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program
-from onnxprune.stopwatch import Stopwatch
+from onnxprune.stopwatch import Stopwatch, slower
 from onnxprune.timing import Attempt, Clock
 from onnxprune.validate.latency import Comparison
 
@@ -69,8 +71,29 @@ class Search:
         """The passes from the first cut on at another budget. InputError if it cannot be reached."""
         ready = self.ready
         tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
+        tried.mends = ready.mends and passes is None
         results = self._manager(self.after if passes is None else passes).run(tried, *([progress] if progress else []))
         return Found(tried, self.results + results, self.curves)
+
+    @property
+    def cut_only(self) -> list[Pass]:
+        """The passes but for those that recover, which do not change how long a model takes."""
+        return [p for p in self.after if not isinstance(p, RECOVERING)]
+
+    def suited(self, watch: Stopwatch) -> Budget:
+        """The budget, or the same in blocks of channels where it makes the model slower as it is."""
+        blocks = self.budget.in_blocks
+        if blocks is None or len(self.budget.scopes) > 1:  # later cuts come of what was recovered
+            return self.budget
+        _, text = slower(watch, self.at(self.budget, self.cut_only).state.graph)
+        if not text:
+            return self.budget
+        try:
+            self.at(blocks, self.cut_only)
+        except InputError:  # there are not enough blocks
+            return self.budget
+        self.ready.notes.append(f"{text}: cut in multiples of {blocks.round_to}")
+        return blocks
 
     def _manager(self, passes: Sequence[Pass]) -> PassManager:
         return PassManager(tuple(passes), self.verify_each)
@@ -104,14 +127,13 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
     be, GateError if the measurement does.
     """
     wanted = _share(search.budget, watch)
-    cut_only = [p for p in search.after if not isinstance(p, RECOVERING)]
     search.measure_curves()
     tries: list[tuple[Attempt, Found]] = []
     asked = wanted
     for k in range(TRIES):
         search.progress(f"latency {asked:.3g} of the original", k, TRIES)
         try:
-            found = search.at(replace(search.budget, latency=asked, latency_ms=None), cut_only)
+            found = search.at(replace(search.budget, latency=asked, latency_ms=None), search.cut_only)
         except InputError:
             if not tries:
                 raise
@@ -133,7 +155,7 @@ def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:
             f" {least:.3g} of it; nothing was saved"
         )
     attempt, found = min(good, key=lambda t: abs(math.log(t[0].measured / wanted)))
-    if len(cut_only) < len(search.after):
+    if len(search.cut_only) < len(search.after):
         found = _recovered(search, attempt, found)
     found.state.budget = search.budget
     return found

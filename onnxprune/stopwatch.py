@@ -65,22 +65,26 @@ def time_both(report: Report, watch: Stopwatch, result: Graph, settled: bool, pr
         report.profile = profile(pair, watch.feeds, watch.settings, watch.seconds, watch.seed, watch.progress)
 
 
-def refuse_slower(report: Report, watch: Stopwatch, result: Graph, refuse: bool) -> None:
-    """SlowerError, or a note where it is not to be refused, if the result is slower than the original: by more than
-    SLOWER of its time and SLOWER_MS a run, at the lower end of the 95 % interval, in two measurements of which the
-    second takes longer.
+def slower(watch: Stopwatch, result: Graph, first: latency.Comparison | None = None) -> tuple[latency.Comparison, str]:
+    """Whether a result is slower than the original: by more than SLOWER of its time and SLOWER_MS a run, at the lower
+    end of the 95 % interval, in two measurements (the `first` may be there) of which the second takes longer. The last
+    measurement, and what to tell people; "" if it is not.
     """
     for turn in (0, 1):
-        found = watch.compare(result, turn, AGAIN * watch.seconds) if turn else report.latency_ms
-        if found is None:
-            return
-        report.latency_ms, timing = found, found.timings[-1]
+        found = watch.compare(result, 1, AGAIN * watch.seconds) if turn else first or watch.compare(result)
+        timing = found.timings[-1]
         if timing.ci95[0] <= 1 + SLOWER or (timing.ci95[0] - 1) * found.timings[0].median_ms <= SLOWER_MS:
-            return
+            return found, ""
     ratio = f"{timing.ratio:.3g} of its time ({timing.ci95[0]:.3g} to {timing.ci95[1]:.3g})"
-    text = (
-        f"the result is slower than the original: it takes {ratio}; --round-to auto keeps to widths that are fast here"
-    )
+    return found, f"the result is slower than the original: it takes {ratio}"
+
+
+def refuse_slower(report: Report, watch: Stopwatch, result: Graph, refuse: bool) -> None:
+    """SlowerError, or a note where it is not to be refused, if the result is slower than the original."""
+    report.latency_ms, text = slower(watch, result, report.latency_ms)
+    if not text:
+        return
+    text += "; --round-to auto keeps to widths that are fast here"
     if refuse:
         raise SlowerError(f"{text}, --allow-slower lets it pass; nothing was saved", report)
     report.notes.append(text)
