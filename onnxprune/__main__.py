@@ -59,6 +59,7 @@ from onnxprune.report.html import page
 from onnxprune.report.plots import curves_svg
 from onnxprune.report.report import Report, finite
 from onnxprune.sensitivity import Sensitivity
+from onnxprune.sessions import silence
 from onnxprune.sizing import pair_if_it_runs
 from onnxprune.version import __version__
 from onnxprune.writing import check_paths, write_atomic
@@ -405,6 +406,7 @@ def _internal(error: Exception) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    silence()
     with _fewer_collections():
         return _main(argv)
 

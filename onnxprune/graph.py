@@ -30,6 +30,12 @@ from onnxprune.writing import serialize, write_atomic, write_external
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
+NUMBERS = {  # attributes of Constant nodes that hold numbers, by name and type
+    ("value_float", AttributeProto.FLOAT): np.float32,
+    ("value_floats", AttributeProto.FLOATS): np.float32,
+    ("value_int", AttributeProto.INT): np.int64,
+    ("value_ints", AttributeProto.INTS): np.int64,
+}
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
 
 
@@ -353,14 +359,18 @@ def is_standard(proto: NodeProto) -> bool:
 
 
 def constant_value(node: NodeProto) -> TensorProto | None:
-    """The dense tensor of a Constant node (opset 1-25), None for sparse (see `sparse_value`) and string values."""
+    """The dense tensor of a Constant node (opset 1-25), None for sparse (see `sparse_value`) and string values, and for
+    what is no value.
+    """
     attribute = node.attribute[0] if node.attribute else None
-    if attribute is None or attribute.name in ("sparse_value", "value_string", "value_strings"):
+    if attribute is None:
         return None
     if attribute.name == "value":
-        value: TensorProto = attribute.t
+        value: TensorProto | None = attribute.t if attribute.HasField("t") else None
         return value
-    kind = np.float32 if "float" in attribute.name else np.int64
+    kind = NUMBERS.get((attribute.name, attribute.type))
+    if kind is None:
+        return None
     return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind), node.output[0])
 
 

@@ -38,6 +38,7 @@ RANDOM = frozenset(
 )
 SEEDS = 2**24  # whole numbers that a float32, as seeds are, can hold
 # Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
+FATAL = 4  # the severity of what ONNX Runtime prints: exceptions tell of errors
 STOP_SPINNING = "session.force_spinning_stop"
 OPTIMIZED_DATA = "session.optimized_model_external_initializers_file_name"
 
@@ -187,7 +188,7 @@ def open_session(
     options = ort.SessionOptions()
     if exact:
         options.add_session_config_entry(ACCURACY, "1")
-    options.log_severity_level = 4
+    options.log_severity_level = FATAL
     options.intra_op_num_threads = settings.threads
     options.graph_optimization_level = LEVELS[settings.optimization]
     options.add_session_config_entry(STOP_SPINNING, "1")
@@ -201,6 +202,13 @@ def open_session(
         model = model.SerializeToString()
     providers = [settings.provider, *([CPU] if settings.provider != CPU else [])]
     return _Session(model if isinstance(model, Program) else Program(model), options, providers)
+
+
+def silence() -> None:
+    """ONNX Runtime's own log of this process prints nothing: errors come as exceptions too. For the command line; a
+    library leaves its user's log alone.
+    """
+    ort.set_default_logger_severity(FATAL)
 
 
 def run(model: Runnable, feeds: Feeds, outputs: list[str] | None = None) -> dict[str, Any]:

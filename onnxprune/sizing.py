@@ -13,6 +13,7 @@ tried together; an axis that fits one size only counts as static.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,7 @@ RELATED = 4  # sizes of the table that are tried where lengths depend on each ot
 FAR_IMAGE = (96, 32)  # how much longer an axis is at the second sizes, where the model runs with that
 FAR_LENGTH = (160, 18)
 NEARER = (2, 4, 9)  # what share of the way to the second sizes `nearer` goes; the last is FAR_LENGTH's
+LARGE, GROWTH = 2**20, 8  # entries of all inputs, and times those at the first sizes: beyond both, sizes are too far
 CHOICES = 4  # sizes of an axis: the first, the second, two that are far
 STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice as long
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -86,8 +88,19 @@ def running_pair(graph: Graph, seed: int, known: Mapping[str, Shape] | None = No
     """
     runs = _Trial(graph, seed)
     first, near, *far = next(_options(graph, known)) if known else _first(graph, runs, {})
-    others = [b for b in (*far, near) if b.shapes != first.shapes]
+    others = [b for b in (*far, near) if b.shapes != first.shapes and not _is_costly(b, first)]
     return first, next(filter(runs, others), None) or _moved(graph, first, runs)
+
+
+def _is_costly(second: Binding, first: Binding) -> bool:
+    """Whether a run at the second sizes would cost far more than one at the first, as with volumes (N, C, D, H, W)."""
+    entries = _entries(second)
+    return entries > LARGE and entries > GROWTH * _entries(first)
+
+
+def _entries(binding: Binding) -> int:
+    """Entries of all inputs."""
+    return sum(map(math.prod, binding.shapes.values()))
 
 
 def pair_if_it_runs(graph: Graph) -> tuple[Binding, Binding] | None:

@@ -529,6 +529,16 @@ def test_dry_run_writes_nothing(box: Box, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_the_runtime_logs_is_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """More memory than there are numbers for, known when it runs."""
+    text = """(float[2] x) => (float[N] y) <int64[1] zero = {0}, int64[1] big = {4611686018427387904}, float[1] A> {
+        f = ReduceSum <keepdims = 1> (x) i = Cast <to = 7> (f) z = Mul(i, zero) n = Add(z, big)
+        c = ConstantOfShape(n) y = Mul(c, A) }"""
+    onnx.save(build(text), tmp_path / "in.onnx")
+    assert main(["prune", str(tmp_path / "in.onnx"), "--ratio", "0.5", "-o", str(tmp_path / "out.onnx")]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+
+
 def test_quiet_prints_nothing(box: Box, capfd: pytest.CaptureFixture[str]) -> None:
     for argv in (
         ("prune", "in.onnx", "-o", "out.onnx", "--ratio", "0.5", "--plan", "plan.json"),

@@ -15,7 +15,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import graph as graphs
 from onnxprune import writing
 from onnxprune.errors import InputError
-from onnxprune.graph import from_proto, outline, save
+from onnxprune.graph import constant_value, from_proto, outline, save
 from onnxprune.ordering import in_order
 from onnxprune.reading import load
 from onnxprune.writing import serialize, write_atomic
@@ -244,6 +244,18 @@ def test_large_models_have_their_data_beside(tmp_path: Path, monkeypatch: pytest
     for old, new in zip(model.graph.initializer, again.graph.initializer, strict=True):
         np.testing.assert_array_equal(numpy_helper.to_array(old), numpy_helper.to_array(new))
     assert load(tmp_path / "m.onnx").fingerprint() == load(model).fingerprint()
+
+
+def test_a_constant_that_is_none(model: ModelProto) -> None:
+    """An attribute of the wrong type, or without its value."""
+    tensor = numpy_helper.from_array(np.ones(3, np.float32))
+    wrong = [
+        helper.make_node("Constant", [], ["c"], value_int=tensor),
+        helper.make_node("Constant", [], ["c"], value=3),
+    ]
+    assert [constant_value(node) for node in wrong] == [None, None]
+    model.graph.node.insert(0, wrong[0])
+    assert "c" not in load(model).constants
 
 
 # outline and fingerprint

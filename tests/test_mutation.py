@@ -173,7 +173,7 @@ def wrong_place(model: ModelProto, rng: Generator) -> None:
 
 
 def wrong_input(model: ModelProto, rng: Generator) -> None:
-    value = pick([*model.graph.input, *model.graph.output], rng)
+    value = pick([v for v in (*model.graph.input, *model.graph.output) if v.type.tensor_type.shape.dim], rng)
     dim = pick(value.type.tensor_type.shape.dim, rng)
     dim.dim_value = int(pick([-5, 0, 1, 7, 2**14, 2**62], rng))
 

@@ -48,6 +48,11 @@ CASES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...]]] = {
         .replace("float[6,8] B", "float[6,8] B, int64[1] one = {1}, int64[2] ends = {1,3}"),
         "mask", (2, 22), (3, 342),
     ),
+    "a volume": (
+        "(float[N,1,D,H,W] x) => (float[N,5] y) <float[6,1,1,1,1] A, float[6,5] B>"
+        "{ h = Conv(x, A) r = Relu(h) m = GlobalAveragePool(r) f = Flatten(m) y = MatMul(f, B) }",
+        "x", (2, 1, 64, 64, 64), (3, 1, 96, 96, 96),
+    ),
     "no past": (
         f"(float[N,L,8] x, float[N,1,P,8] past, float[N,L] mask) => (float[N,1,T,8] y) {PAST}"
         " c = Concat <axis = 2> (past, u) w = Unsqueeze(mask, ends) y = Mul(c, w) }"
