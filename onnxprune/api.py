@@ -28,13 +28,13 @@ from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Plan
 from onnxprune.progress import Progress, silent
-from onnxprune.proof import Original, look, measure, prove, prove_turn
+from onnxprune.proof import look, measure, prove, prove_turn
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.describe import describe
 from onnxprune.report.report import Report
 from onnxprune.report.timing import Timing
-from onnxprune.search import Found, Search, fewest_macs, in_time, missed_time, sensitivity_of
+from onnxprune.search import meet, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
 from onnxprune.sizing import running_pair, running_shapes
@@ -264,7 +264,7 @@ def run(
             store = Store(settings, cache_folder() if cache else None)
             state.clock = Clock(watch.feeds, settings, store, seed, progress)
         excused = allow_slower or "max_latency_ratio" in limits.given
-        found = _passed(manager, state, facts, watch, progress, excused)
+        found = meet(manager, state, facts, watch, progress, excused)
         state = found.state
         report = describe(graph, state, found.results, [*_notes(foreign, given, tests), *_told(state)])
         report.about, report.sensitivity = about, curves or found.curves
@@ -345,31 +345,6 @@ def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: b
     layers = bool(plan.layers if plan is not None else budget and budget.layers)
     count = 1 if budget is None else 0 if budget.drops_only else len(budget.scopes)
     return in_steps(count, recover, layers, rotate)
-
-
-def _passed(
-    manager: PassManager,
-    state: State,
-    facts: Original | None,
-    watch: Stopwatch | None,
-    progress: Progress,
-    excused: bool,
-) -> Found:
-    """The passes done, at the budget of the call; `excused`: the result may be slower than the original."""
-    budget = state.budget
-    if budget is not None and budget.max_drop is not None:
-        if facts is None or facts.yardstick is None:
-            raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
-        return fewest_macs(Search(manager, state, progress), facts.yardstick)
-    if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
-        return in_time(Search(manager, state, progress), state.clock, watch)
-    if budget is not None and budget.in_blocks is not None and any(s == Prune() for s in manager.passes):
-        search = Search(manager, state, progress)
-        search.measure_curves()
-        return search.at(
-            search.suited(watch) if watch and facts and state.mends and not excused else budget, progress=progress
-        )
-    return Found(state, manager.run(state, progress))
 
 
 def _require_data(

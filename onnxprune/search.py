@@ -26,6 +26,7 @@ from onnxprune.metrics import Yardstick
 from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
 from onnxprune.progress import Progress
+from onnxprune.proof import Original
 from onnxprune.sensitivity import Sensitivity, analyse
 from onnxprune.sessions import program
 from onnxprune.stopwatch import Stopwatch, slower
@@ -97,6 +98,30 @@ class Search:
 
     def _manager(self, passes: Sequence[Pass]) -> PassManager:
         return PassManager(tuple(passes), self.verify_each)
+
+
+def meet(
+    manager: PassManager,
+    state: State,
+    facts: Original | None,
+    watch: Stopwatch | None,
+    progress: Progress,
+    excused: bool,
+) -> Found:
+    """All passes, at the budget of a run; `excused`: the result may be slower than the original."""
+    budget = state.budget
+    if budget is not None and budget.max_drop is not None:
+        if facts is None or facts.yardstick is None:
+            raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
+        return fewest_macs(Search(manager, state, progress), facts.yardstick)
+    if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
+        return in_time(Search(manager, state, progress), state.clock, watch)
+    if budget is not None and budget.in_blocks is not None and any(s == Prune() for s in manager.passes):
+        search = Search(manager, state, progress)
+        search.measure_curves()
+        look_first = facts is not None and state.mends and not excused
+        return search.at(search.suited(watch) if watch and look_first else budget, progress=progress)
+    return Found(state, manager.run(state, progress))
 
 
 def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
