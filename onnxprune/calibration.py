@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from onnxprune.dims import Dim, Expr, atoms, resolve, spread
+from onnxprune.dims import Dim, Expr, Mask, atoms, resolve, spread
 from onnxprune.flow import inner_names
 from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
@@ -25,6 +25,7 @@ from onnxprune.linear import Gates, Linear, gates, linears
 from onnxprune.regression import GRAM_LIMIT, product, wanted_rows
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
+from onnxprune.tokens import counted, token_mask
 
 Array = NDArray[Any]
 ROWS_PER_SUMMAND = 4  # of a Gram matrix, where it has many summands
@@ -117,6 +118,14 @@ class Calibration:
         first = next((len(a) for f in self.feeds for a in f.values() if a.ndim), 1)
         count = -(-self.samples // max(first, 1))
         return min(HELD_OUT, count) if count > 1 else 0
+
+    @cached_property
+    def _mask(self) -> str:
+        return token_mask(self.typed.graph, self.feeds)
+
+    def tokens(self, feed: Feeds) -> Mask | None:
+        """Which of the tokens of a feed count (N, L); None if all do."""
+        return feed[self._mask].astype(bool) if self._mask else None
 
     def is_held(self, feed: int) -> bool:
         return self.period > 0 and feed % self.period == self.period - 1
@@ -212,6 +221,7 @@ class Calibration:
         rng = np.random.default_rng(self.seed)
         labels = [(x.data, x) for x in missing]
         spent: dict[str, int] = {}
+        tokens = [self.tokens(f) for f in self.feeds] if missing and self._mask else None
         for x in missing:
             spent[x.data] = spent.get(x.data, 0) + 8 * 2 * _entries(x)
         for k, got, here in self.watch([x.data for x in missing], labels, spent):
@@ -219,7 +229,8 @@ class Calibration:
                 self._grams |= {v: s.finish() for v, s in sums.items()}
                 sums = {x.view: _Sums(x) for x in here}
             for x in here:
-                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k))
+                mask = tokens[k] if tokens else None
+                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k), mask)
         self._grams |= {v: s.finish() for v, s in sums.items()}
         return {k: self._grams[x.view] for k, x in linears.items()}
 
@@ -292,16 +303,31 @@ class _Sums:
         self.x: list[Any] = [0.0, 0.0]
         self.xx: list[Any] = [0.0, 0.0]
 
-    def add(self, data: Array, out: tuple[int, ...], samples: int, rng: np.random.Generator, held: bool) -> None:
+    def add(
+        self,
+        data: Array,
+        out: tuple[int, ...],
+        samples: int,
+        rng: np.random.Generator,
+        held: bool,
+        tokens: Mask | None = None,
+    ) -> None:
+        """Take in one feed; `tokens` (N, L): those that count."""
         x = self.linear
         count = x.positions(out)
-        rows = wanted_rows(x.size[1], ROWS_PER_SUMMAND)
-        each = max(1, min(count, -(-rows // max(samples, 1))))
-        picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
         if not data.shape[0] or not count:
             return
+        valid = None if x.is_conv or isinstance(x, Gates) else counted(tokens, data.shape, count)
+        share = 1.0 if valid is None else max(float(valid.mean()), 1e-6)
+        wanted = wanted_rows(x.size[1], ROWS_PER_SUMMAND) / max(samples, 1) / share
+        each = max(1, min(count, math.ceil(wanted)))
+        picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
         columns = x.columns(data, out, picks).swapaxes(0, 1).astype(np.float32)
         columns = columns.reshape(columns.shape[0], -1, columns.shape[3])
+        if valid is not None:
+            columns = columns[:, valid[:, picks].reshape(-1)]
+        if not columns.shape[1]:
+            return
         self.shift = columns.mean(1) if self.shift is None else self.shift
         columns = columns - self.shift[:, None]
         self.n[held] += columns.shape[1]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.storage import tensor
+from onnxprune.tokens import meant, token_mask
 from onnxprune.trace import Trace
 
 Array = NDArray[Any]
@@ -61,6 +62,7 @@ class Guard:
         self.held_back = count >= 2
         self.rest: Iterable[Feeds] = Share(feeds, every, cuttable, False) if self.held_back else feeds
         self._judged: Iterable[Feeds] = Share(feeds, every, cuttable, True) if self.held_back else feeds
+        self._mask = token_mask(original, feeds)
 
     def choose(self, before: Graph, after: Graph, others: Mapping[str, Callable[[], Graph]]) -> tuple[Graph, str]:
         """The better of two graphs, or where the second is worse the best of all; and what to tell people then."""
@@ -84,7 +86,8 @@ class Guard:
         jobs = [session(program(g)) for g in (self._original, *graphs)]
         sums: Array = np.zeros(0)
         for feed in self._judged:
-            want, *got = ([np.asarray(a) for a in job.run(None, feed) if isinstance(a, np.ndarray)] for job in jobs)
+            mask = feed[self._mask].astype(bool) if self._mask else None
+            want, *got = ([meant(a, mask) for a in job.run(None, feed) if isinstance(a, np.ndarray)] for job in jobs)
             now = np.array([[[*_difference(a, b)] for a, b in zip(want, g, strict=True)] for g in got])
             sums = now if not sums.size else sums + now
         if not sums.size:

@@ -9,6 +9,7 @@ Jobs collect rows feed by feed and know nothing of how these are solved: that is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -26,6 +27,7 @@ from onnxprune.rectified import ROWS_BYTES, Rows, Window
 from onnxprune.recurrence import Layer, Part
 from onnxprune.regression import GRAM_LIMIT, Solution, wanted_rows
 from onnxprune.storage import tensor
+from onnxprune.tokens import counted
 
 Array = NDArray[Any]
 ROWS_PER_SUMMAND = 6  # of a product, where it has many summands
@@ -45,7 +47,7 @@ Mend = Callable[..., Collector]  # of weight (G, K, O), bias (G, O), spare_bias,
 @dataclass(frozen=True)
 class Feed:
     """One feed as jobs see it: tensors of the original and of the slim graph; `first` is the number of its first sample
-    of about `samples`.
+    of about `samples`; `tokens` (N, L): which of its tokens count.
     """
 
     want: Mapping[str, Array]
@@ -53,10 +55,12 @@ class Feed:
     first: int
     samples: int
     rng: np.random.Generator
+    tokens: Mask | None = None
 
-    def picks(self, count: int, summands: int) -> NDArray[np.int64]:
-        """Some of `count` positions in each sample."""
-        each = max(1, min(count, -(-wanted_rows(summands, ROWS_PER_SUMMAND) // max(self.samples, 1))))
+    def picks(self, count: int, summands: int, share: float = 1.0) -> NDArray[np.int64]:
+        """Some of `count` positions in each sample, of which a share counts."""
+        wanted = wanted_rows(summands, ROWS_PER_SUMMAND) / max(self.samples, 1) / max(share, 1e-6)
+        each = max(1, min(count, math.ceil(wanted)))
         return np.sort(self.rng.choice(count, each, replace=False)) if each < count else np.arange(count)
 
 
@@ -182,14 +186,16 @@ class Product:
             data, count = feed.got[x.data], x.positions(want.shape)
             if not data.shape[0] or not count or self._collector is None:
                 continue
-            picks = feed.picks(count, x.size[1])
+            valid = None if x.is_conv else counted(feed.tokens, data.shape, count)
+            picks = feed.picks(count, x.size[1], 1.0 if valid is None else float(valid.mean()))
+            valid = None if valid is None else valid[:, picks]
             kept = site.masks[channel]
             rows = x.rows(want, picks, None if kept.all() else kept)
             minus = x.rows(feed.got[site.minus], picks) if site.minus else None
             rows, columns = rows if minus is None else rows - minus, x.columns(data, want.shape, picks)
-            self._collector.add(columns, rows, feed.first)
+            self._collector.add(columns, rows, feed.first, valid)
             if self._rows is not None:
-                self._rows.add(columns, rows, feed.first, minus)
+                self._rows.add(columns, rows, feed.first, minus, valid)
 
     def finish(self, bench: Workbench) -> list[Mended]:
         if self._collector is None:

@@ -39,6 +39,7 @@ from onnxprune.sessions import Feeds
 from onnxprune.stages import LIMIT_BYTES, Stages
 from onnxprune.storage import tensor
 from onnxprune.survivors import Survivors, downstream
+from onnxprune.tokens import token_mask
 from onnxprune.trace import Trace
 
 SUMS_BYTES = 1 << 30  # of what is summed over rows at once
@@ -84,10 +85,12 @@ def recover(
     if not work.jobs:
         return graph, [], work.left
     bench, done = Workbench(ready), list[Mended]()
+    mask = token_mask(work.source, feeds)
+    tokens = [f[mask].astype(bool) for f in feeds] if mask else None
     before = Stages(work.source, cuts[0].typed.facts, feeds, limit_bytes)
     after = Stages(ready, facts, feeds, limit_bytes)
     for k, jobs in enumerate(_groups(work.jobs)):
-        _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]))
+        _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]), tokens)
         for job in jobs:
             done += job.finish(bench)
         after.graph = bench.graph
@@ -117,6 +120,7 @@ def _collect(
     after: Stages,
     samples: int,
     rng: np.random.Generator,
+    tokens: Sequence[Mask] | None,
 ) -> None:
     """Run both graphs up to the inputs and targets of some jobs."""
     for job in jobs:
@@ -124,9 +128,9 @@ def _collect(
     wants = list(dict.fromkeys(n for j in jobs for n in j.wants))
     has = list(dict.fromkeys(n for j in jobs for n in j.has))
     first = 0
-    for want, got in zip(before.run(wants), after.run(has), strict=True):
+    for k, (want, got) in enumerate(zip(before.run(wants), after.run(has), strict=True)):
         for job in jobs:
-            job.take(Feed(want, got, first, samples, rng))
+            job.take(Feed(want, got, first, samples, rng, tokens[k] if tokens else None))
         first += got[has[0]].shape[0]
 
 

@@ -82,10 +82,17 @@ class Rows:
         g, k, o = size
         return Rows(window, max(1, -(-4 * count * g * (k + 2 * o) // ROWS_BYTES)))
 
-    def add(self, x: Array, t: Array, first: int, offset: Array | None = None) -> None:
+    def add(
+        self,
+        x: Array,
+        t: Array,
+        first: int,
+        offset: Array | None = None,
+        valid: NDArray[np.bool_] | None = None,
+    ) -> None:
         """Rows of some samples, as for `Regression.add`; `offset` as t. What is not finite is left out."""
-        added = [None, None] if offset is None else [o for _, _, o in by_fold(x, offset, first)]
-        for (fold, a, b), c in zip(by_fold(x, t, first), added, strict=False):
+        added = [None, None] if offset is None else [o for _, _, o in by_fold(x, offset, first, valid)]
+        for (fold, a, b), c in zip(by_fold(x, t, first, valid), added, strict=False):
             some = [None if v is None else v[:, :: self.every].astype(np.float32) for v in (a, b, c)]
             if all(v is None or np.isfinite(v).all() for v in some) and some[0] is not None and some[1] is not None:
                 self.kept.append((fold, some[0], some[1], some[2]))

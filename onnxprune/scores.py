@@ -27,6 +27,7 @@ from onnxprune.linear import Linear
 from onnxprune.regression import Solution
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
+from onnxprune.tokens import meant
 from onnxprune.trace import Trace
 
 Array = NDArray[Any]
@@ -108,7 +109,7 @@ class Projection(Product):
 
     def take(self, feed: Feed) -> None:
         super().take(feed)
-        outputs = feed.want[self.linear.out]
+        outputs = meant(feed.want[self.linear.out], feed.tokens)
         for side in self.sides:
             side.add(outputs.reshape(-1, outputs.shape[-1]))
 

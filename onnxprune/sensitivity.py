@@ -32,6 +32,7 @@ from onnxprune.rotation import Bases, packed, unpacked
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.stages import Stages
 from onnxprune.storage import tensor
+from onnxprune.tokens import meant
 
 Array = NDArray[Any]
 VERSION = 2
@@ -241,7 +242,8 @@ def measure(
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
     affordable = PROBE_PASSES * calibration.samples // max(len(found), 1)
     feeds = first(held or calibration.feeds, int(np.clip(affordable, min(LEAST_SAMPLES, samples), samples)))
-    stages, want = Stages(graph, calibration.typed.facts, feeds), _outputs(graph, feeds)
+    tokens = [calibration.tokens(f) for f in feeds]
+    stages, want = Stages(graph, calibration.typed.facts, feeds), _outputs(graph, feeds, tokens)
     carriers = _carriers(calibration)
     starts = {d: _start(calibration, d, carriers.get(d, [])) for d in found}
     made: dict[Dim, tuple[Curve, Probe]] = {}
@@ -250,7 +252,7 @@ def measure(
         places = [_place(found[d]) for d in group]
         tasks = (
             delayed(_probe)(
-                *stages.rest(starts[d]), _without(calibration, d, found[d], k, carriers.get(d, []), grams), want
+                *stages.rest(starts[d]), _without(calibration, d, found[d], k, carriers.get(d, []), grams), want, tokens
             )
             for d, k in zip(group, places, strict=True)
         )
@@ -286,10 +288,16 @@ def _place(curve: Curve) -> int:
 
 
 def _probe(
-    graph: Graph, feeds: Sequence[Feeds], changed: Mapping[str, TensorProto], want: Sequence[Mapping[str, Any]]
+    graph: Graph,
+    feeds: Sequence[Feeds],
+    changed: Mapping[str, TensorProto],
+    want: Sequence[Mapping[str, Any]],
+    tokens: Sequence[Mask | None],
 ) -> float:
-    """Error of the outputs with some constants changed in the part of a graph that makes (some of) them."""
-    got = _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds)
+    """Error of the outputs with some constants changed in the part of a graph that makes (some of) them; `tokens`:
+    those of each feed that count.
+    """
+    got = _outputs(graph.replace(tensors={**graph.tensors, **changed}), feeds, tokens)
     return output_error(
         [list(w.values()) for w in want], [[g.get(n, a) for n, a in w.items()] for w, g in zip(want, got, strict=True)]
     )
@@ -352,8 +360,12 @@ def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
     return taken
 
 
-def _outputs(graph: Graph, feeds: Sequence[Feeds]) -> list[dict[str, Any]]:
+def _outputs(graph: Graph, feeds: Sequence[Feeds], tokens: Sequence[Mask | None]) -> list[dict[str, Any]]:
+    """The outputs for each feed, of the tokens that count."""
     job = session(program(graph))
     names, taken = [o.name for o in job.get_outputs()], {i.name for i in job.get_inputs()}
     made = (job.run(names, {n: a for n, a in f.items() if n in taken}) for f in feeds)
-    return [dict(zip(names, values, strict=True)) for values in made]
+    return [
+        {n: meant(a, mask) if isinstance(a, np.ndarray) else a for n, a in zip(names, values, strict=True)}
+        for values, mask in zip(made, tokens, strict=True)
+    ]

@@ -94,3 +94,24 @@ def test_large_dims_lose_several_units_at_a_time() -> None:
     curve = sweep([found], 300)
     assert sorted(curve.order) == list(range(300)) and (np.diff(curve.errors) >= 0).all()
     assert curve.errors[200] == pytest.approx(refitted_error(*rest, set(curve.order[:200].tolist())), rel=1e-4)
+
+
+def test_uncorrelated_inputs_cost_what_they_carry() -> None:
+    """Variances alone say the same as a covariance that has nothing else."""
+    rng = np.random.default_rng(8)
+    variances, weights, rows = rng.random((1, 12)), rng.normal(size=(1, 12, 3)), np.repeat(np.arange(6), 2)
+    few, full = (reader(c, weights, rows) for c in (variances, np.diag(variances[0])[None]))
+    one, other = sweep([few], 6), sweep([full], 6)
+    assert one.order.tolist() == other.order.tolist()
+    np.testing.assert_allclose(one.errors, other.errors)
+    gone = np.arange(6) < 3
+    assert error_of([few], gone) == pytest.approx(error_of([full], gone))
+    assert swap([few], gone).tolist() == swap([full], gone).tolist()
+
+
+def test_many_rows_in_single_precision() -> None:
+    found, *rest = made(200, 6, 2, 9)
+    assert found.inverse.dtype == np.float32
+    curve = sweep([found], 200)
+    gone = set(curve.order[:100].tolist())
+    assert curve.errors[100] == pytest.approx(refitted_error(*rest, gone), rel=1e-3)

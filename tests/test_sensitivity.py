@@ -106,3 +106,23 @@ def test_curves_count_the_samples_that_there_are() -> None:
     )
     x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     assert onnxprune.measure_sensitivity(model, {"x": x}).samples == 20
+
+
+def test_products_that_see_the_same_rows_share_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """(float[n,6] x) => (float[n,3] y) <float[6,8] a, float[8,5] b, float[8,5] c, float[5,3] d> {
+        h = MatMul(x, a) r = Relu(h) q = MatMul(r, b) k = MatMul(r, c) s = Mul(q, k) y = MatMul(s, d) }"""
+    graph = load(build(text))
+    feeds = random_data(5)
+    calibration = calibrated(graph, feeds)
+    both = [x for x in calibration.linears.values() if x.weight in "bc"]
+    passes: list[set[str]] = []
+    watch = calibration.watch
+    monkeypatch.setattr(calibration, "watch", lambda names, *rest: passes.append(set(names)) or watch(names, *rest))
+    found = calibration.grams(both)
+    first, second = (found[x.key] for x in both)
+    assert first is second and first.stored.size == 0 and first.folds is not None
+    calibration.grams(list(calibration.linears.values()))
+    assert calibration.grams(both)[both[0].key] is first
+    assert passes == [{"r"}, {"x", "s"}, set()]
+    rows = np.concatenate([np.maximum(f["x"] @ graph.array("a"), 0) for f in feeds])
+    np.testing.assert_allclose(first.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
