@@ -279,7 +279,7 @@ def run(
             try:
                 _time(report, watch, state.graph, budget, profiled, excused)
             except SlowerError as error:
-                return _again(error, call)
+                return _again(error, call | {"curves": report.sensitivity})
         _try(limits, report, dry_run)
     return PruneResult(state.graph, state.done, report)
 
@@ -358,6 +358,10 @@ def _passed(
         return fewest_macs(Search(manager, state, progress), facts.yardstick)
     if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
         return in_time(Search(manager, state, progress), state.clock, watch)
+    if budget is not None and budget.in_blocks is not None and any(s == Prune() for s in manager.passes):
+        search = Search(manager, state, progress)
+        search.measure_curves()  # once, if the cut has to be made again
+        return search.at(budget, progress=progress)
     return Found(state, manager.run(state, progress))
 
 

@@ -47,14 +47,17 @@ OPAQUE = frozenset(
 
 
 def evaluate(node: NodeProto, inputs: Inputs, attrs: dict[str, Any], opset: int) -> list[Array] | None:
-    """Outputs of a node whose inputs are all known; None where the node is better left alone."""
+    """Outputs of a node whose inputs are all known; None where the node is better left alone. FloatingPointError where
+    they are no numbers: what integers NaN and divisions by 0 become is not the same everywhere.
+    """
     row = _TABLE.get(operator(node))
-    if row is not None:
-        made = row(inputs, attrs)
-        return [np.asarray(a) for a in made] if isinstance(made, (list, tuple)) else [np.asarray(made)]
-    if not is_standard(node) or node.op_type in OPAQUE:
-        return None
-    return _reference(node, inputs, opset)
+    with np.errstate(divide="ignore", over="ignore", under="ignore", invalid="raise"):
+        if row is not None:
+            made = row(inputs, attrs)
+            return [np.asarray(a) for a in made] if isinstance(made, (list, tuple)) else [np.asarray(made)]
+        if not is_standard(node) or node.op_type in OPAQUE:
+            return None
+        return _reference(node, inputs, opset)
 
 
 def _reference(node: NodeProto, inputs: Inputs, opset: int) -> list[Array] | None:
@@ -130,7 +133,7 @@ def _cast(inputs: Inputs, attrs: dict[str, Any]) -> Array:
 
 
 def _div(inputs: Inputs, attrs: dict[str, Any]) -> Array:
-    a, b = _data(inputs), _data(inputs, 1)
+    a, b = _data(inputs), _divisor(inputs)
     if a.dtype.kind not in "iu":
         return a / b
     sign = np.sign(a) * np.sign(b)  # ONNX truncates towards zero
@@ -138,7 +141,14 @@ def _div(inputs: Inputs, attrs: dict[str, Any]) -> Array:
 
 
 def _mod(inputs: Inputs, attrs: dict[str, Any]) -> Array:
-    return np.fmod(_data(inputs), _data(inputs, 1)) if attrs.get("fmod") else np.mod(_data(inputs), _data(inputs, 1))
+    return (np.fmod if attrs.get("fmod") else np.mod)(_data(inputs), _divisor(inputs))
+
+
+def _divisor(inputs: Inputs) -> Array:
+    made = _data(inputs, 1)
+    if made.dtype.kind in "iu" and not made.all():
+        raise FloatingPointError("an integer is divided by 0")
+    return made
 
 
 def _constant_of_shape(inputs: Inputs, attrs: dict[str, Any]) -> Array:

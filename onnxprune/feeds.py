@@ -89,6 +89,30 @@ def _whole_numbers(graph: Graph, name: str, shape: Shape, rng: np.random.Generat
     return np.asarray(drawn)
 
 
+def other_branches(graph: Graph, feeds: Feeds) -> Feeds:
+    """The same inputs, but for single numbers that alone decide which branch an `If` takes: these decide otherwise."""
+    changed = dict(feeds)
+    for name, value in feeds.items():
+        if value.size == 1 and value.dtype.kind in "iub" and _decides(graph, name):
+            changed[name] = np.asarray(~value if value.dtype.kind == "b" else value + 1, value.dtype)
+    return changed
+
+
+def _decides(graph: Graph, name: str) -> bool:
+    """Whether an input is the condition of an If, or is compared with a constant for it."""
+    todo, seen = [name], {name}
+    while todo:
+        for i, j in graph.consumers.get(todo.pop(), []):
+            node = graph.nodes[i]
+            if node.op_type == "If" and j == 0:
+                return True
+            compared = node.op_type == "Equal" and node.input[1 - j] in graph.constants
+            if compared or (node.op_type in _MOVES | {"Not"} and j == 0):
+                todo.extend(n for n in node.output if n not in seen)
+                seen.update(node.output)
+    return False
+
+
 def _whole_use(graph: Graph, name: str) -> tuple[int, list[int]]:
     """How an integer input is used, through casts and reshapes: the length of the smallest table that it indexes (0:
     none), and the constants that it is compared with.

@@ -169,6 +169,28 @@ def carried(node: NodeProto) -> list[tuple[int, int]]:
     return [(first + k, j) for k, j in enumerate(entered)]
 
 
+def results_of(node: NodeProto, branch: str) -> list[str]:
+    """What an If gets from `branch`, among its inputs; results are named after the branch that they come from."""
+    own, count = attribute(node, INPUTS), len(node.output)
+    results = node.input[own.i if own is not None else len(node.input) :]
+    first = bool(results) and results[0].startswith(f"{_text(node, OWNER)}.{branch}")
+    return list(results[:count] if first else results[count:])
+
+
+def branch_bodies(nodes: Sequence[NodeProto]) -> list[range]:
+    """Bodies of If: places of their nodes, brackets included; what encloses others comes after them."""
+    conditional = {_text(node, OWNER) for node in nodes if node.op_type == "If"}
+    found: list[range] = []
+    enters: list[int] = []
+    for i, node in enumerate(nodes):
+        if node.op_type == ENTER:
+            enters.append(i)
+        elif node.op_type == LEAVE:
+            first = enters.pop()
+            found += [range(first, i + 1)] if _text(node, OWNER) in conditional else []
+    return found
+
+
 def inner_names(nodes: Iterable[NodeProto]) -> set[str]:
     """Tensors that only exist inside of a body."""
     found: set[str] = set()

@@ -10,7 +10,7 @@ from functools import partial
 
 from onnxprune.data import Labels, Samples, sample_count
 from onnxprune.errors import GateError
-from onnxprune.feeds import Binding, random_feeds
+from onnxprune.feeds import Binding, other_branches, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.layers import without
 from onnxprune.manager import Recovery, State, Turn
@@ -18,7 +18,7 @@ from onnxprune.metrics import MetricLike, Yardstick
 from onnxprune.plan import bind
 from onnxprune.progress import Progress
 from onnxprune.report.report import Report
-from onnxprune.sessions import Feeds, program
+from onnxprune.sessions import Feeds, program, session
 from onnxprune.validate import numerics
 from onnxprune.validate.closeness import TOLERANCE, relative_error
 from onnxprune.validate.surgery_check import SurgeryCheck, surgery_check
@@ -29,13 +29,14 @@ RANDOM_SIZES = (1.0, 1.0, 0.05)  # of a random feed of each kind, and a faint on
 
 @dataclass(frozen=True)
 class Original:
-    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `resized`: such
-    inputs of other sizes, where the model takes them; `tests`: the data that results are measured on, if there is any.
+    """What is known of the original before anything is removed. `random`: inputs for the surgery check; `others`: such
+    inputs of other sizes, and for other branches, where the model takes them; `tests`: the data that results are
+    measured on, if there is any.
     """
 
     graph: Graph
     random: list[Feeds]
-    resized: list[Feeds]
+    others: list[Feeds]
     tests: Samples | None
     outputs: numerics.Original
     yardstick: Yardstick | None
@@ -46,7 +47,7 @@ class Original:
 
     def surgery_feeds(self) -> list[Feeds]:
         """The random inputs, and some of the data."""
-        picked, count = [*self.random, *self.resized], 0
+        picked, count = [*self.random, *self.others], 0
         for feeds in self.tests or ():
             picked.append(feeds)
             count += sample_count(feeds)
@@ -67,13 +68,26 @@ def look(
     progress("running the original")
     first, second = pair
     random = [random_feeds(graph, first, seed + k, size) for k, size in enumerate(RANDOM_SIZES)]
-    resized = [random_feeds(graph, second, seed)] if second.shapes != first.shapes else []
+    others = [random_feeds(graph, second, seed)] if second.shapes != first.shapes else []
+    others += _for_other_branches(graph, random[0])
     on = "the random inputs" if tests is None else "the data"
     pairs = [(f, Labels()) for f in random] if tests is None else tests.labelled
     outputs = numerics.Original(partial(program, graph), pairs, on=on)
     if tests is None:
         outputs.watch(None, [])
-    return Original(graph, random, resized, tests, outputs, None if tests is None else Yardstick(outputs, metric))
+    return Original(graph, random, others, tests, outputs, None if tests is None else Yardstick(outputs, metric))
+
+
+def _for_other_branches(graph: Graph, feeds: Feeds) -> list[Feeds]:
+    """Inputs that take branches which `feeds` do not, if there are any and the model runs with them."""
+    changed = other_branches(graph, feeds)
+    if all(changed[n] is feeds[n] for n in feeds):
+        return []
+    try:
+        session(program(graph)).run(None, changed)
+    except Exception:  # no other number is allowed there
+        return []
+    return [changed]
 
 
 def prove(report: Report, facts: Original, state: State, base: Graph | None, progress: Progress) -> None:

@@ -26,8 +26,9 @@ from onnxprune.regression import Solution, by_fold
 
 Array = NDArray[Any]
 ROUNDS = 8
-ROWS_BYTES = 128 << 20  # of rows that are kept for it
-WORK = 1e10  # multiply-adds that a product may take for it
+ENOUGH_ROWS, ROWS_PER_SUMMAND = 4096, 32  # that are kept for it, at most
+ROWS_BYTES = 128 << 20  # of these rows
+WORK = 6e9  # multiply-adds that a product may take for it
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ class Rows:
 
     @staticmethod
     def some(window: Window, count: int, size: tuple[int, int, int]) -> Rows:
-        """As many of `count` rows of a (G, K, O) product as fit into `ROWS_BYTES`."""
+        """Enough of `count` rows of a (G, K, O) product, as far as they fit into `ROWS_BYTES`."""
         g, k, o = size
-        return Rows(window, max(1, -(-4 * count * g * (k + 2 * o) // ROWS_BYTES)))
+        enough = max(ENOUGH_ROWS, ROWS_PER_SUMMAND * k)
+        return Rows(window, max(1, count // enough, -(-4 * count * g * (k + 2 * o) // ROWS_BYTES)))
 
     def add(
         self,

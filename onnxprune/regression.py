@@ -27,7 +27,7 @@ HELD_OUT = 5  # every fifth sample chooses the penalty
 BLOCK_ROWS = 8192  # rows that are multiplied at once
 NEGLIGIBLE_BIAS = 0.01  # of the error: a bias that can be left out is, if that costs no more
 GRAM_LIMIT = 6144  # summands; more are solved in the rows' own space
-FEW_SUMMANDS = 1024  # up to which all penalties are tried; then only downhill from the middle, as a try costs K^3
+FEW_SUMMANDS = 512  # up to which all penalties are tried; then only downhill from the middle, as a try costs K^3
 LEAST_ROWS, ROWS = 4096, 16384  # rows for a product, by its summands: AMPLE for each are as good as more
 AMPLE = 128
 LARGEST = 1e15  # of an entry; squares of larger ones leave float32
@@ -118,7 +118,7 @@ def by_fold(
 def usable(x: Array, t: Array) -> tuple[Array, Array]:
     """Rows (G, rows, K) and (G, rows, O) in float32, without those that are not finite, or too large to be squared."""
     x, t = (v.astype(np.float32, copy=False) for v in (x, t))
-    if all(np.isfinite(v.sum()) and np.abs(v).max(initial=0) < LARGEST for v in (x, t)):
+    if all(np.isfinite(v.sum()) and max(v.max(initial=0), -v.min(initial=0)) < LARGEST for v in (x, t)):
         return x, t
     fine = np.logical_and.reduce([(np.abs(v) < LARGEST).all((0, 2)) for v in (x, t)])
     return x[:, fine], t[:, fine]

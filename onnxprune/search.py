@@ -1,5 +1,5 @@
 """Budgets that are met by measuring what comes of them. The passes up to the first cut run once, the others at every
-try.
+try, with the same error curves.
 
 max_drop       bisection for the fewest MACs at which the metric loses no more than allowed
 latency,       the latency model (`timing`) chooses widths for a share of the time; what they make is measured against
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from onnxprune.budget import Budget
+from onnxprune.budget import Budget, picked_dims
 from onnxprune.criteria import OBS
 from onnxprune.errors import GateError, InputError
+from onnxprune.inference import DimInfo
 from onnxprune.manager import Pass, PassManager, PassResult, State
 from onnxprune.metrics import Yardstick
 from onnxprune.passes import RECOVERING
@@ -60,7 +61,8 @@ class Search:
         """The error curves, if they are needed and not given."""
         wanted = self.budget.scope == "global" and self.budget.criterion in ("", OBS)
         if self.ready.curves is None and self.ready.data is not None and wanted and not self.ready.cuts:
-            self.curves = sensitivity_of(self.ready, self.progress)
+            dims = picked_dims(self.ready.typed, self.budget).values()
+            self.curves = sensitivity_of(self.ready, self.progress, dims=list(dims))
             self.ready.curves = self.curves.curves
 
     def at(self, budget: Budget, passes: Sequence[Pass] | None = None, progress: Progress | None = None) -> Found:
@@ -183,10 +185,12 @@ def _next(tries: Sequence[Attempt], wanted: float) -> float:
     return min(last.asked * wanted / last.measured, 0.999)
 
 
-def sensitivity_of(ready: State, progress: Progress, jobs: int = 1) -> Sensitivity:
-    """Error curves of a graph that is ready to be cut, and the bases that it is in."""
+def sensitivity_of(
+    ready: State, progress: Progress, jobs: int = 1, dims: Sequence[DimInfo] | None = None
+) -> Sensitivity:
+    """Error curves of a graph that is ready to be cut, of all or some dims, and the bases that it is in."""
     if ready.calibration is None:
         raise InputError("sensitivities need calibration data: give --data")
     tell = partial(progress, "sensitivity of dims")
-    found = analyse(ready.calibration, ready.typed.prunable, ready.model, jobs, tell)
+    found = analyse(ready.calibration, ready.typed.prunable if dims is None else dims, ready.model, jobs, tell)
     return replace(found, bases=(ready.bases or {}) if ready.turn else {})

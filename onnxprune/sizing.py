@@ -45,12 +45,13 @@ LENGTH_SIZES = (
     (1600, 1920),
     (16000, 19200),
 )
-IMAGE_SIZES = ((64, 96), (224, 256), (320, 384), (640, 704), (32, 48), (48, 64), (28, 28))
+IMAGE_SIZES = ((64, 96), (48, 64), (32, 48), (28, 28), (224, 256), (320, 384), (640, 704))  # large ones cost most
 OWN_SIZES = 16  # of a model that are tried
 NOT_TELLING = 5  # sizes at which a model runs, but gives no numbers, before the first of them is taken
 RELATED = 4  # sizes of the table that are tried where lengths depend on each other
 FAR_IMAGE = (96, 32)  # how much longer an axis is at the second sizes, where the model runs with that
 FAR_LENGTH = (160, 18)
+NEARER = (2, 4, 9)  # what share of the way to the second sizes `nearer` goes; the last is FAR_LENGTH's
 CHOICES = 4  # sizes of an axis: the first, the second, two that are far
 STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice as long
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
@@ -97,6 +98,13 @@ def pair_if_it_runs(graph: Graph) -> tuple[Binding, Binding] | None:
         return None
 
 
+def nearer(graph: Graph, first: Binding, second: Binding) -> Iterator[Binding]:
+    """Sizes that differ from the first wherever the second do, less and less."""
+    a, b = _read(graph, first), _read(graph, second)
+    for share in NEARER:
+        yield _bind(graph, {s: n + -(-(b[s] - n) // share) for s, n in a.items()})
+
+
 def axis_sizes(graph: Graph, shapes: Mapping[str, Shape], batch: int | None = None) -> dict[str, int]:
     """Sizes of free axes, by symbol, for inputs of these shapes and a first axis of `batch` where it is free in the
     others. InputError where the model does not take them.
@@ -127,21 +135,25 @@ def batched_inputs(graph: Graph) -> list[str]:
 
 
 class _Trial:
-    """Whether a model runs at a binding; its session is made once. `message`: of the first run that failed; `telling`:
-    whether all that the last run gave were numbers, and some.
+    """Whether a model runs at a binding; its session is made once, and what failed is not tried again. `message`: of
+    the first run that failed; `telling`: whether all that the last run gave were numbers, and some.
     """
 
     def __init__(self, graph: Graph, seed: int) -> None:
         self.graph, self.seed, self.message, self.telling = graph, seed, "", True
+        self.failed: list[Mapping[str, Shape]] = []
         try:
             self.session = session(program(graph))
         except Exception as error:
             raise InputError(f"ONNX Runtime does not load the model as it is: {error}") from error
 
     def __call__(self, binding: Binding) -> bool:
+        if binding.shapes in self.failed:
+            return False
         try:
             made = self.session.run(None, random_feeds(self.graph, binding, self.seed))
         except Exception as error:  # these sizes do not fit; the next may
+            self.failed.append(binding.shapes)
             self.message = self.message or str(error)
             return False
         floats = [a for a in made if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
@@ -270,7 +282,13 @@ def free_axes(graph: Graph) -> list[FreeAxis]:
 
 def _symbol(name: str, axis: int, dim: Any) -> str:
     """What names a free axis of an input: its symbol, else the input and its place."""
-    return dim.dim_param or f"{name}.{axis}"
+    return _given_name(dim) or f"{name}.{axis}"
+
+
+def _given_name(dim: Any) -> str:
+    """The symbol of an axis, "" where it is a stand-in that axes of any size share: `?`, `-1`, `None`."""
+    symbol: str = dim.dim_param
+    return symbol if symbol != "None" and any(map(str.isalpha, symbol)) else ""
 
 
 def _kind(dims: Sequence[Any], axis: int) -> str:
@@ -282,7 +300,7 @@ def _kind(dims: Sequence[Any], axis: int) -> str:
     inner = [k for k in range(1, len(dims)) if dims[k].dim_value <= 0]
     if len(dims) >= 4:
         return "past" if inner == [axis] and axis < len(dims) - 1 else "image"
-    return "state" if dims[0].dim_value > 0 and not dims[axis].dim_param else "length"
+    return "state" if dims[0].dim_value > 0 and not _given_name(dims[axis]) else "length"
 
 
 def _bind(graph: Graph, sizes: Mapping[str, int]) -> Binding:

@@ -10,7 +10,7 @@ data-dependent sizes) come from one ONNX Runtime run, and are only asked for whe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,14 @@ from onnx import NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.feeds import Binding, Shape, random_feeds
-from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, inner_names
+from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, branch_bodies, inner_names, results_of
 from onnxprune.graph import FLOATS, Graph, Wires, attributes
 from onnxprune.kinds import Kind, Kinds, Value, says_sizes
 from onnxprune.sessions import program, run, watched
-from onnxprune.sizing import bindings
+from onnxprune.sizing import bindings, nearer
 from onnxprune.sparse import Sparse
 
+Known = tuple[Kind, Value | None]
 FEW = 2  # entries: the size of an axis, in the second walk, that depends on data
 VALUE_ELEMENTS = 1024  # constants of floats up to this size are looked at, integers of any size
 
@@ -52,6 +53,14 @@ class Walk:
         """A tensor has this value, and so its type."""
         self.values[name] = value
         self.learn(name, self.kinds.tensor(helper.np_dtype_to_tensor_dtype(value.dtype), value.shape))
+
+    def borrow(self, known: Mapping[str, Known], names: Iterable[str]) -> None:
+        """Tensors are as another walk found them."""
+        for name in filter(None, names):
+            kind, value = known[name]
+            self.learn(name, kind)
+            if value is not None:
+                self.values[name] = value
 
 
 @dataclass(frozen=True)
@@ -95,16 +104,34 @@ def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool =
     else:
         first, second, facts = min(_attempts(graph, kinds), key=lambda a: len(a[2].failed))
     told = complete(graph, first, facts) if ask else {}
-    other = facts
+    other, lent = facts, {}
     if first.shapes != second.shapes:
         other = walk(graph, kinds, second)
+        if lent := _lent(graph, facts, other, nearer(graph, first, second)):
+            other = walk(graph, kinds, second, lent=lent)
         if pair is None and len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
-        told = complete(graph, second, other) if ask else {}
+        told = complete(graph, second, other, lent) if ask else {}
     if told:
-        other = walk(graph, kinds, second, told, again=True)
+        other = walk(graph, kinds, second, told, again=True, lent=lent)
     dtypes = {n: kind.dtype for n, kind in facts.types.items() if kind.is_tensor}
     return Trace(first, second, facts.shapes, other.shapes, facts.values, other.values, dtypes)
+
+
+def _lent(graph: Graph, facts: Walk, other: Walk, nearer_sizes: Iterable[Binding]) -> dict[str, Known]:
+    """What is known of the bodies of If that fit the first sizes and not the second, which no run at these takes: at
+    the furthest sizes that they do fit.
+    """
+    lent: dict[str, Known] = {}
+    failed = set(other.failed) - set(facts.failed)
+    misfits = [body for body in branch_bodies(graph.nodes) if not failed.isdisjoint(body)] if failed else []
+    for sizes in nearer_sizes if misfits else ():
+        near = walk(graph, facts.kinds, sizes)
+        left = set(near.failed) - set(facts.failed)
+        made = [n for body in misfits if left.isdisjoint(body) for i in body for n in graph.wires[i].outputs]
+        lent |= {n: (near.types[n], near.values.get(n)) for n in made if n in near.types}
+        misfits = [body for body in misfits if not left.isdisjoint(body)]
+    return lent
 
 
 def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Walk]]:
@@ -117,10 +144,16 @@ def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Wa
 
 
 def walk(
-    graph: Graph, kinds: Kinds, binding: Binding, told: Mapping[str, Kind] | None = None, again: bool = False
+    graph: Graph,
+    kinds: Kinds,
+    binding: Binding,
+    told: Mapping[str, Kind] | None = None,
+    again: bool = False,
+    lent: Mapping[str, Known] | None = None,
 ) -> Walk:
     """Shapes, types and small values of all tensors at one binding; nodes that inference cannot do are listed in
-    `failed`, and have the types that are `told` (`again`: with open axes of another size than told).
+    `failed`, and have the types that are `told` (`again`: with open axes of another size than told). `lent`: facts that
+    are taken as they are.
     """
     facts = Walk(kinds)
     for value in graph.shell.graph.input:
@@ -133,6 +166,9 @@ def walk(
             facts.values[name] = graph.view(name)
     for i, (node, wires) in enumerate(zip(graph.nodes, graph.wires, strict=True)):
         if wires.operator == "Constant" and wires.outputs[0] in facts.types:
+            continue
+        if lent and lent.keys() >= set(wires.outputs) - {""}:
+            facts.borrow(lent, wires.outputs)
             continue
         if not _by_value(graph, node, wires, facts) and not _by_type(node, wires, facts):
             facts.failed.append(i)
@@ -214,12 +250,16 @@ def _loop_types(given: list[TypeProto | None]) -> list[TypeProto | None]:
 def _control_types(
     node: NodeProto, given: list[TypeProto | None], own: dict[str, Any], facts: Walk
 ) -> list[TypeProto | None]:
-    """Output types of If, Loop and Scan from the results of their bodies; None where sizes are not known before
-    running.
+    """Output types of If, Loop and Scan from the results of their bodies, for an If those of the branch that is taken
+    if that is known; None where sizes are not known before running.
     """
     inputs, count = own.get("flow_inputs", len(given)), len(node.output)
     results = given[inputs:]
     if node.op_type == "If":
+        taken = facts.values.get(node.input[0])
+        if taken is not None and taken.size == 1:
+            made = results_of(node, "then_branch" if taken.item() else "else_branch")
+            return [kind.proto if (kind := facts.types.get(n)) else None for n in made]
         pairs = zip(results[:count], results[count:], strict=False)
         return [_either(a, b) for a, b in pairs]
     states = inputs - (2 if node.op_type == "Loop" else own.get("num_scan_inputs", 0))
@@ -281,7 +321,7 @@ def _by_type(node: NodeProto, wires: Wires, facts: Walk) -> bool:
     return all(kind is not None and kind.is_settled for n, kind in zip(wires.outputs, answer, strict=True) if n)
 
 
-def complete(graph: Graph, binding: Binding, facts: Walk) -> dict[str, Kind]:
+def complete(graph: Graph, binding: Binding, facts: Walk, lent: Mapping[str, Known] | None = None) -> dict[str, Kind]:
     """Ask ONNX Runtime for the shapes that inference could not tell, then walk on from them; returns what it told.
     Quietly leaves what does not run.
     """
@@ -299,7 +339,7 @@ def complete(graph: Graph, binding: Binding, facts: Walk) -> dict[str, Kind]:
         for n, a in made.items()
         if isinstance(a, np.ndarray)
     }
-    again = walk(graph, kinds, binding, told)
+    again = walk(graph, kinds, binding, told, lent=lent)
     for name, kind in {**told, **again.types}.items():
         facts.learn(name, kind)
     facts.values.update(again.values)

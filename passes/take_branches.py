@@ -7,11 +7,11 @@ may find more.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from onnx import NodeProto, helper
 
-from onnxprune.flow import BODY, ENTER, INPUTS, LEAVE, OWNER, attribute
+from onnxprune.flow import BODY, ENTER, LEAVE, OWNER, attribute, results_of
 from onnxprune.graph import Graph, attributes
 from onnxprune.manager import State
 from onnxprune.trace import Trace, trace
@@ -52,24 +52,14 @@ def _taken_branches(graph: Graph, facts: Trace) -> Graph:
         other = branch is not None and node.op_type != "If" and own[BODY].decode() != branch
         skipping += other and node.op_type == ENTER
         if not skipping:
-            nodes += [node] if branch is None else _straight(node, own, branch)
+            nodes += [node] if branch is None else _straight(node, branch)
         skipping -= other and node.op_type == LEAVE
     return graph.replace(nodes)
 
 
-def _straight(node: NodeProto, own: dict[str, Any], branch: str) -> list[NodeProto]:
+def _straight(node: NodeProto, branch: str) -> list[NodeProto]:
     """What is left of a bracket of the branch that is taken, or of its If: plain identities."""
     if node.op_type == ENTER:
         return []
-    count = len(node.output)
-    first = 1 if node.op_type == LEAVE else own[INPUTS]
-    if node.op_type == "If" and not _is_first(node, own, branch):
-        first += count
-    pairs = zip(node.input[first : first + count], node.output, strict=True)
-    return [helper.make_node("Identity", [a], [b], name=b) for a, b in pairs]
-
-
-def _is_first(node: NodeProto, own: dict[str, Any], branch: str) -> bool:
-    """Whether the results of `branch` come first among an If's inputs; they are named after their branch."""
-    first: str = node.input[own[INPUTS]]
-    return first.startswith(f"{own[OWNER].decode()}.{branch}")
+    made = results_of(node, branch) if node.op_type == "If" else node.input[1 : 1 + len(node.output)]
+    return [helper.make_node("Identity", [a], [b], name=b) for a, b in zip(made, node.output, strict=True)]

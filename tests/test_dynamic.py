@@ -13,6 +13,8 @@ from onnxprune.feeds import Binding, random_feeds
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import bind
+from onnxprune.progress import silent
+from onnxprune.proof import look
 from onnxprune.reading import load
 from onnxprune.sizing import running_pair
 from onnxprune.validate.surgery_check import surgery_check
@@ -112,3 +114,26 @@ def test_a_count_of_entries_is_not_static() -> None:
     feeds = [{"x": np.eye(6, 4, dtype=np.float32) * sign} for sign in (1, -1)]
     feeds.append({"x": np.ones((6, 4), np.float32)})
     assert surgery_check(typed, bind(state.cuts[0].plan, typed), result, feeds).passed
+
+
+BRANCHES = (
+    "(float[N,4] x, {0}) => (float[N,3] y) <float[4,8] A, float[8,3] B, float[8,3] C, int64 rate = {{16000}}> {{"
+    " h = MatMul(x, A) {1} y = If <then_branch = yes () => (float[N,3] a) {{ a = MatMul(h, B) }},"
+    " else_branch = no () => (float[N,3] b) {{ {2} }}> (t) }}"
+)
+DECIDED = {  # the input that decides, and the values of it that the surgery check sees
+    "a flag": (BRANCHES.format("bool c", "t = Not(c)", "b = MatMul(h, C)"), {False, True}),
+    "a rate": (BRANCHES.format("int64 c", "t = Equal(c, rate)", "b = MatMul(h, C)"), {16000, 16001}),
+    "a rate, no other one is allowed": (
+        BRANCHES.format("int64 c", "t = Equal(c, rate)", "g = Gather(h, c) k = MatMul(g, C) b = Add(k, k)"),
+        {16000},
+    ),
+}
+
+
+@pytest.mark.parametrize("title", DECIDED)
+def test_the_surgery_check_takes_both_branches(title: str) -> None:
+    text, values = DECIDED[title]
+    graph = load(build(text))
+    feeds = look(graph, running_pair(graph, 0), None, None, 0, silent).surgery_feeds()
+    assert {f["c"].item() for f in feeds} == values

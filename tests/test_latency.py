@@ -186,6 +186,15 @@ def test_few_seconds_still_make_a_comparison(monkeypatch: pytest.MonkeyPatch) ->
     assert (found.sessions, found.rounds) == (latency.MIN_SESSIONS, latency.MIN_SESSIONS * latency.MIN_ROUNDS)
 
 
+def test_long_runs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run warms a session up and one makes a round, interrupted or not."""
+    monkeypatch.setitem(COSTS, "long", 0.5)
+    machine = on(Machine(interrupts=lambda name: 1.0), monkeypatch)
+    found = compare(["long", "long"], {}, seconds=1)
+    assert (found.sessions, found.rounds) == (latency.MIN_SESSIONS, latency.MIN_SESSIONS)
+    assert sum(kind == "run" for kind, _ in machine.log) == 2 * 2 * latency.MIN_SESSIONS
+
+
 def test_progress_tells_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Machine(), monkeypatch)
     told: list[tuple[str, float, float]] = []

@@ -13,12 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
-    "errors version dims sparse flow functions progress",
+    "errors version dims sparse flow functions progress algebra",
     "storage",
     "graph writing evaluate contrib kinds quantization",
     "ordering",
     "sessions reading",
-    "feeds",
+    "feeds tokens",
     "sizing",
     "data",
     "trace",
@@ -37,7 +37,7 @@ LAYERS = (
     "manager",
     "jobs survivors",
     "scores",
-    "recovery",
+    "recovery trials",
     "passes validate metrics",
     "gates benchmark timing",
     "report",

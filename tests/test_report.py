@@ -135,6 +135,7 @@ def test_the_first_screen_answers(html: str, saved: dict[str, Any]) -> None:
     assert f"{100 * (1 - macs['after'] / macs['before']):.0f} % less work" in head and "smaller file" in head
     assert f"{speed['ci95'][0]:.2f} to {speed['ci95'][1]:.2f} times as fast" in head
     assert f"{100 * metrics[0]['value']:.1f}\xa0% → {100 * metrics[-1]['value']:.1f}\xa0%" in head
+    assert ("rotation check passed" in head) == (saved["rotation_check"] is not None)
     assert "surgery check passed" in head and "2 of 2 gates passed" in head
 
 
@@ -241,7 +242,7 @@ def test_a_failed_check_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
         api.prune(build(MLP), ratio=0.5)
     assert isinstance(failed.value.report, Report)
     text = failed.value.report.to_html()
-    assert "Failed: do not use this result" in text and "surgery check failed" in text
+    assert "Failed: do not use this result" in text and "surgery check failed" in text and "rotation" not in text
 
 
 def test_a_dry_run_tells_what_the_plan_would_leave(tmp_path: Path) -> None:

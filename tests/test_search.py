@@ -21,6 +21,7 @@ from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.plan import make_plan
 from onnxprune.search import TOLERANCE, TRIES, missed_time
+from onnxprune.sensitivity import analyse
 from onnxprune.sessions import Settings
 from onnxprune.stopwatch import Stopwatch
 from onnxprune.timing import Clock
@@ -216,6 +217,14 @@ def test_what_odd_widths_make_slower_is_cut_again_in_blocks(slow: Any) -> None:
     assert all(c.after % BLOCK == 0 for c in found.cuts) and any(
         "cut again in multiples of 8" in n for n in found.notes
     )
+
+
+def test_the_second_cut_takes_the_curves_of_the_first(slow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr("onnxprune.search.analyse", lambda *given: measured.append(given) or analyse(*given))
+    slow(SLOW, SLOW, FAST)
+    found = onnxprune.prune(CNN, macs=0.5, data=CALIBRATION, samples=64).report
+    assert found.options["round_to"] == BLOCK and found.sensitivity is not None and len(measured) == 1
 
 
 def test_widths_that_were_asked_for_are_not_changed(slow: Any) -> None:

@@ -98,16 +98,6 @@ def test_products_of_activations_in_a_body() -> None:
     assert sorted(d.size for d in found) == sorted(d.dim.size for d in calibration.typed.prunable)
 
 
-def test_curves_count_the_samples_that_there_are() -> None:
-    """Rows are picked by it: of few samples more rows each."""
-    model = build(
-        "(float[N,6] x) => (float[N,2] y) <float[6,8] A, float[8,2] B>"
-        " { a = MatMul(x, A) r = Relu(a) y = MatMul(r, B) }"
-    )
-    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
-    assert onnxprune.measure_sensitivity(model, {"x": x}).samples == 20
-
-
 def test_products_that_see_the_same_rows_share_one_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     text = """(float[n,6] x) => (float[n,3] y) <float[6,8] a, float[8,5] b, float[8,5] c, float[5,3] d> {
         h = MatMul(x, a) r = Relu(h) q = MatMul(r, b) k = MatMul(r, c) s = Mul(q, k) y = MatMul(s, d) }"""
@@ -126,3 +116,13 @@ def test_products_that_see_the_same_rows_share_one_gram_matrix(monkeypatch: pyte
     assert passes == [{"r"}, {"x", "s"}, set()]
     rows = np.concatenate([np.maximum(f["x"] @ graph.array("a"), 0) for f in feeds])
     np.testing.assert_allclose(first.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
+
+
+def test_curves_count_the_samples_that_there_are() -> None:
+    """Rows are picked by it: of few samples more rows each."""
+    model = build(
+        "(float[N,6] x) => (float[N,2] y) <float[6,8] A, float[8,2] B>"
+        " { a = MatMul(x, A) r = Relu(a) y = MatMul(r, B) }"
+    )
+    x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
+    assert onnxprune.measure_sensitivity(model, {"x": x}).samples == 20

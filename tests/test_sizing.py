@@ -7,11 +7,13 @@ import pytest
 from onnx import ModelProto
 
 import onnxprune
+from onnxprune import sizing
 from onnxprune.data import fitting
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, random_feeds
+from onnxprune.graph import Graph
 from onnxprune.reading import load
-from onnxprune.sessions import run
+from onnxprune.sessions import Feeds, run
 from onnxprune.sizing import bindings, pair_if_it_runs, running_pair
 from tests.common import build
 
@@ -78,6 +80,28 @@ def test_sizes_named_by_sums() -> None:
     """Exporters write such names; the parser of ONNX text does not take them."""
     model = named(build(CASES["a mask as long as the past and the present"][0]), "T", "P + L")
     assert next(bindings(load(model)))[0].shapes["mask"] == (2, 22)
+
+
+def test_stand_ins_are_no_names() -> None:
+    """Paddle writes `?` for every axis that it leaves free: the height here is fixed, the width is not."""
+    text = """(float[N,3,H,W] x) => (float[N,5,1,P] y) <float[6,3,16,1] A, float[5,6,1,1] B, int64[4] s = {0,5,1,-1}> {
+        h = Conv(x, A) r = Relu(h) z = Conv(r, B) a = Squeeze(z, k) y = Reshape(z, s) }"""
+    model = build(text.replace("int64[4] s", "int64[1] k = {2}, int64[4] s").replace("16,1]", "48,1]"))
+    first, second = running_pair(load(named(named(model, "H", "?"), "W", "?")), 0)
+    assert (first.shapes["x"], second.shapes["x"]) == ((2, 3, 48, 48), (3, 3, 48, 72))
+
+
+def test_small_images_are_tried_before_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "(float[N,3,H,W] x) => (float[N,3,48,48] y) <float[3,48,48] A> { y = Add(x, A) }"
+    seen: list[int] = []
+
+    def feeds(graph: Graph, binding: Binding, seed: int) -> Feeds:
+        seen.append(max(binding.shapes["x"]))
+        return random_feeds(graph, binding, seed)
+
+    monkeypatch.setattr(sizing, "random_feeds", feeds)
+    running_pair(load(build(text)), 0)
+    assert max(seen) <= 48 + sizing.FAR_IMAGE[0]
 
 
 def named(model: ModelProto, old: str, new: str) -> ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ from onnx import TensorProto, helper
 
 from onnxprune.errors import InputError
 from onnxprune.feeds import batch_size, random_feeds
+from onnxprune.manager import PassManager, State, parse
+from onnxprune.passes import PASSES, PREPARE
 from onnxprune.reading import load
-from onnxprune.sizing import IMAGE_SIZES, LENGTH_SIZES, bindings, running_shapes
+from onnxprune.sizing import IMAGE_SIZES, LENGTH_SIZES, bindings, running_pair, running_shapes
 from onnxprune.trace import trace
-from tests.common import build
+from tests.common import build, free_dims
 
 FIRST_LENGTH, FIRST_IMAGE = LENGTH_SIZES[0], IMAGE_SIZES[0]
 # the inputs of a model, their shapes at the first two bindings
@@ -82,6 +85,22 @@ def test_facts(nodes: str, name: str, shape: tuple[int, ...], dynamic: list[int]
     assert (known is None) == (value is None) and (value is None or np.array_equal(known, value))
 
 
+NO_NUMBERS = (
+    "m = Div(one, zero)",
+    "m = Mod(one, zero)",
+    "f = Cast <to = 1> (zero) g = Div(f, f) m = Cast <to = 7> (g)",
+)
+
+
+@pytest.mark.parametrize("nodes", NO_NUMBERS)
+def test_what_is_no_number_is_not_known(nodes: str) -> None:
+    """Nor does NumPy warn of it."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        facts = trace(load(build(f"{BODY} {{ {nodes} y = Relu(x) }}")), ask=False)
+    assert facts.static("m") is None and not told
+
+
 def test_a_stale_value_info_is_not_read() -> None:
     model = build("(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B> { h = MatMul(x, A) y = MatMul(h, B) }")
     model.graph.value_info.append(helper.make_tensor_value_info("h", TensorProto.DOUBLE, [99]))
@@ -129,3 +148,27 @@ def test_the_model_is_not_changed() -> None:
     before = onnx.ModelProto.FromString(model.SerializeToString())
     trace(load(model))
     assert model == before
+
+
+def test_a_branch_that_does_not_fit_the_second_sizes() -> None:
+    """A script squeezed an axis, whatever its length; where it is not 1, what follows fails."""
+    text = """(float[N,1,L] x, bool c) => (float[N,5] y)
+        <float[8,1,4] A, float[8,5] B, float[6,1,4] C, float[6,5] D, int64[1] one = {1}, int64[1] last = {2}> {
+        y = If <then_branch = yes () => (float[N,5] a) {
+            h = Conv <strides = [32], auto_pad = "SAME_UPPER"> (x, A) m = ReduceMean <keepdims = 0> (h, last)
+            a = MatMul(m, B)
+        }, else_branch = no () => (float[N,5] b) {
+            k = Conv <strides = [32], auto_pad = "SAME_UPPER"> (x, C) s = Shape <start = 2> (k) e = Equal(s, one)
+            z = If <then_branch = squeezed () => (float[N,6] u) { u = Squeeze(k, last) },
+                    else_branch = same () => (float[N,6,T] v) { v = Identity(k) }> (e)
+            b = MatMul(z, D)
+        }> (c) }"""
+    graph = load(build(text))
+    pair = running_pair(graph, 0)
+    facts = trace(graph, pair)
+    assert facts.shapes["b"] == (2, 5) and facts.other_shapes["b"] == (3, 5)
+    assert facts.static("e") == np.array([True])
+    assert facts.other_shapes["h"] == (3, 8, 6)  # the branch that is taken is known at the second sizes
+    state = State(graph, pair)
+    PassManager(parse(PREPARE, PASSES)).run(state)
+    assert free_dims(state.typed) == "A:0=8 C:0=6"

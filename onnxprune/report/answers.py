@@ -62,7 +62,9 @@ def tiles(saved: Saved) -> list[tuple[str, list[Tile]]]:
         Tile(f"{less(size, 'smaller', 'larger')} file", told(size, "B"), f"parameters {told(params)}"),
         _speed(latency) if latency else Tile("speed not measured", "", "no checks or measurements were made"),
     ]
-    right = [_surgery(saved)]
+    right = [_check(saved, "surgery", "it computes what the original computes without the removed units")]
+    if saved.maybe("rotation_check") is not None:
+        right.insert(0, _check(saved, "rotation", "the original with its units in other bases computes the same"))
     gates = saved.rows("gates")
     if gates:
         passed = sum(g.flag("passed") for g in gates)
@@ -118,17 +120,16 @@ def samples(reading: Saved) -> str:
     return f"measured on {plural(reading.count('samples'), 'sample')}"
 
 
-def _surgery(saved: Saved) -> Tile:
-    check = saved.maybe("surgery_check")
+def _check(saved: Saved, name: str, words: str) -> Tile:
+    check = saved.maybe(f"{name}_check")
     if check is None:
-        return Tile("surgery not checked", "", "the pruned model was not compared with the masked original")
+        return Tile(f"{name} not checked", "", "the pruned model was not compared with the masked original")
     error = check.number("max_rel_err")
     found = "not finite" if error is None else f"{error:.1e}"
     value = f"largest error {found}, limit {check.amount('tolerance'):.0e}"
     if check.flag("passed"):
-        words = "it computes what the original computes without the removed units"
-        return Tile("✓ surgery check passed", value, words, "good")
-    return Tile("✗ surgery check failed", value, "a bug of onnxprune: the result must not be used", "bad")
+        return Tile(f"✓ {name} check passed", value, words, "good")
+    return Tile(f"✗ {name} check failed", value, "a bug of onnxprune: the result must not be used", "bad")
 
 
 # words for numbers

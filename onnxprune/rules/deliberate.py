@@ -44,6 +44,27 @@ _REASONS = {
     "STFT": "a frame is transformed as a whole",
     "LinearAttention": "the state that it carries mixes key and value channels",
 }
+_CLASSICAL = {  # of the domain ai.onnx.ml: what they learnt lies in attributes, by number
+    "ArrayFeatureExtractor": "entries are picked by number",
+    "Binarizer": "it makes marks of scores",
+    "CastMap": "it reads a map",
+    "CategoryMapper": "each entry is looked up in a table",
+    "DictVectorizer": "it reads a map",
+    "FeatureVectorizer": "its sizes are attributes",
+    "Imputer": "its values are attributes, one for each feature",
+    "LabelEncoder": "each entry is looked up in a table",
+    "LinearClassifier": "its weights are attributes",
+    "LinearRegressor": "its weights are attributes",
+    "Normalizer": "features are measured against each other",
+    "OneHotEncoder": "an entry is the number of a class",
+    "SVMClassifier": "its support vectors are attributes",
+    "SVMRegressor": "its support vectors are attributes",
+    "Scaler": "its factors are attributes, one for each feature",
+    "TreeEnsemble": "trees ask for features by number",
+    "TreeEnsembleClassifier": "trees ask for features by number",
+    "TreeEnsembleRegressor": "trees ask for features by number",
+    "ZipMap": "it makes maps of classes",
+}
 
 TABLE: Table = {
     **dict.fromkeys(_SOURCES.split(), counted),
@@ -51,6 +72,7 @@ TABLE: Table = {
     **dict.fromkeys(_SEQUENCES.split(), Deliberate("tensors of one sequence may differ in shape", "sequence")),
     **dict.fromkeys(_TEXT.split(), Deliberate("it works on text")),
     **{name: Deliberate(detail) for name, detail in _REASONS.items()},
+    **{f"ai.onnx.ml.{name}": Deliberate(detail) for name, detail in _CLASSICAL.items()},
     "SequenceMap": Deliberate("its body is applied to a sequence", "sequence"),
 }
 __all__ = ["TABLE", "Deliberate", "Rule", "counted"]

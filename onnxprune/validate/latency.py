@@ -33,6 +33,7 @@ SESSIONS, MIN_SESSIONS = 20, 5  # how often all models are opened, if time allow
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at most
 MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
 TRIES = 4  # of a sample that is interrupted
+LONG_SECONDS = 0.1  # a run that takes longer is interrupted each time on a machine that has anything else to do
 RESAMPLES = 1000
 WIDE = 0.1  # of the ratio: an interval wider than this says little
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
@@ -135,7 +136,8 @@ def compare(
     progress: Progress = silent,
 ) -> Comparison:
     """Time models on one feed for about `seconds` in all, opening them included (at least MIN_SESSIONS times, with
-    MIN_ROUNDS rounds each). Errors of ONNX Runtime come through.
+    MIN_ROUNDS rounds each, or one where a run takes LONG_SECONDS). Errors of ONNX Runtime come
+    through.
     """
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
@@ -167,11 +169,13 @@ def _rounds(
     """Rounds of one set of sessions: a sample of each model."""
     began = time.perf_counter()
     jobs = {int(k): open_session(models[k], settings) for k in rng.permutation(len(models))}
-    repeats = {k: _repeats(job, feeds) for k, job in jobs.items()}
+    took = {k: _warmed_up(job, feeds) for k, job in jobs.items()}
+    repeats = {k: max(1, math.ceil(MIN_SAMPLE_SECONDS / max(t, 1e-6))) for k, t in took.items()}
     now = time.perf_counter()
     end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
+    least = MIN_ROUNDS if max(took.values()) < LONG_SECONDS else 1
     rounds: list[list[Sample]] = []
-    while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
+    while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
         found = {
             int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)], tries) for k in rng.permutation(len(models))
         }
@@ -179,10 +183,10 @@ def _rounds(
     return rounds
 
 
-def _repeats(job: Any, feeds: Feeds) -> int:
-    """Warm up; how many runs make a sample."""
-    _sample(job, feeds, 1)
-    return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1).wall, 1e-6)))
+def _warmed_up(job: Any, feeds: Feeds) -> float:
+    """Seconds of a run, the second one where the first did not take long."""
+    first = _sample(job, feeds, 1).wall
+    return first if first >= LONG_SECONDS else _sample(job, feeds, 1).wall
 
 
 def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Timing:
@@ -227,7 +231,7 @@ def expanded_tail(groups: int) -> float:
 def _calm_sample(job: Any, feeds: Feeds, repeat: int, tries: int) -> Sample:
     for _ in range(tries):
         sample = _sample(job, feeds, repeat)
-        if not sample.interrupted:
+        if not sample.interrupted or sample.wall > LONG_SECONDS:
             break
     return sample
 
