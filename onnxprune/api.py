@@ -37,7 +37,7 @@ from onnxprune.report.timing import Timing
 from onnxprune.search import meet, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
-from onnxprune.sizing import running_pair, running_shapes
+from onnxprune.sizing import pair_if_it_runs, running_pair, running_shapes
 from onnxprune.stopwatch import Stopwatch, refuse_slower, time_both
 from onnxprune.timing import Clock, Store, cache_folder
 from onnxprune.validate import numerics
@@ -403,9 +403,11 @@ def _calibrate_on(state: State, given: Samples | None, seed: int) -> None:
 
 
 def _sizes(graph: Graph, samples: Samples | None, check: bool, seed: int) -> tuple[Binding, Binding] | None:
-    """Two sets of input shapes that the model runs at, those of the data first; None where it is not to be run."""
+    """Two sets of input shapes that the model runs at, those of the data first; without data or checks None is for a
+    model that does not run, or is too large to be run for that.
+    """
     if samples is None and not check:
-        return None
+        return None if graph.is_large else pair_if_it_runs(graph)
     known = {n: a.shape for n, a in next(iter(samples)).items()} if samples is not None else None
     return running_pair(graph, seed, known)
 

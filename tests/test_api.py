@@ -23,7 +23,7 @@ from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.plan import bind
 from onnxprune.reading import load
-from onnxprune.sessions import Settings
+from onnxprune.sessions import Settings, run
 from onnxprune.validate.surgery_check import SurgeryCheck
 from onnxprune.writing import serialize
 from tests.common import build
@@ -347,3 +347,15 @@ def test_two_cuts_are_both_checked_and_counted() -> None:
     made = {t.name: list(t.dims) for t in result.model.graph.initializer}
     assert (made["A"], made["B"], made["C"]) == ([4, 2], [2, 2], [2, 3])
     assert result.report.macs.after == 4 * 2 + 2 * 2 + 2 * 3 and result.report.surgery_check is not None
+
+
+def test_without_checks_sizes_are_those_that_the_model_runs_at() -> None:
+    """Where one pair of usual sizes does not fit, numbers that follow from sizes would be taken for fixed ones."""
+    text = """(float[N,3,H,W] x) => (float[N,P,4] y)
+      <float[8,3,1,1] A, float[8,4] B, int64[2] R = {-1, 8}, int64[1] T = {2}> {
+        a = Conv (x, A) r = Relu (a) p = MaxPool <kernel_shape = [64, 1]> (r) q = Squeeze (p, T)
+        t = Transpose <perm = [0, 2, 1]> (q) n = Shape <start = 0, end = 1> (x) c = Concat <axis = 0> (n, R)
+        s = Reshape (t, c) y = MatMul (s, B) }"""
+    made = onnxprune.prune(build(text), ratio=0.5, check=False)
+    assert made.plan.removed
+    assert run(made.model, {"x": np.zeros((5, 3, 64, 9), np.float32)})["y"].shape == (5, 9, 4)
