@@ -186,6 +186,16 @@ def test_few_seconds_still_make_a_comparison(monkeypatch: pytest.MonkeyPatch) ->
     assert (found.sessions, found.rounds) == (latency.MIN_SESSIONS, latency.MIN_SESSIONS * latency.MIN_ROUNDS)
 
 
+def test_models_of_seconds_a_run_are_run_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where every run is interrupted, as long ones are where others use the machine."""
+    machine = on(Machine(interrupts=lambda name: 1), monkeypatch)
+    monkeypatch.setitem(COSTS, "slow", 4.0)
+    found = compare(["slow", "slow"], {}, seconds=1)
+    assert (found.sessions, found.rounds) == (latency.FEW_SESSIONS, latency.FEW_SESSIONS)
+    runs = sum(what == "run" for what, _ in machine.log)
+    assert runs == 2 * 2 * latency.FEW_SESSIONS  # a warm-up and a sample each
+
+
 def test_progress_tells_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Machine(), monkeypatch)
     told: list[tuple[str, float, float]] = []

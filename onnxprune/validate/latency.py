@@ -31,7 +31,9 @@ from onnxprune.sessions import CPU, Feeds, Runnable, Settings, open_session
 
 SESSIONS, MIN_SESSIONS = 20, 5  # how often all models are opened, if time allows, and at least
 MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at most
+PATIENCE_SECONDS, FEW_SESSIONS = 10.0, 3  # over the time given: after that less often, with one round each
 MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
+LONG_SECONDS = 0.05  # a first run that takes this long needs no second one to tell that it fills a sample
 TRIES = 4  # of a sample that is interrupted
 RESAMPLES = 1000
 WIDE = 0.1  # of the ratio: an interval wider than this says little
@@ -135,20 +137,23 @@ def compare(
     progress: Progress = silent,
 ) -> Comparison:
     """Time models on one feed for about `seconds` in all, opening them included (at least MIN_SESSIONS times, with
-    MIN_ROUNDS rounds each). Errors of ONNX Runtime come through.
+    MIN_ROUNDS rounds each; where that takes PATIENCE_SECONDS longer, FEW_SESSIONS times, with one). Errors of ONNX
+    Runtime come through.
     """
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
     groups: list[NDArray[np.float64]] = []  # (rounds, models, a Sample's numbers)
-    tries = TRIES
-    while len(groups) < MIN_SESSIONS or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
+    tries, least = TRIES, MIN_SESSIONS
+    while len(groups) < least or (time.perf_counter() - start < seconds and sum(map(len, groups)) < MAX_ROUNDS):
         progress("latency", min(time.perf_counter() - start, seconds), seconds)
         groups.append(np.array(_rounds(models, feeds, settings, seconds, rng, tries), float))
         tries = (
             1 if groups[-1][:, :, 2].any(axis=1).all() else TRIES
         )  # no use where all are interrupted again and again
+        if time.perf_counter() - start > seconds + PATIENCE_SECONDS:
+            least = FEW_SESSIONS
     quiet = [g[calm] for g in groups if (calm := ~g[:, :, 2].any(axis=1)).any()]
-    busy = len(quiet) < MIN_SESSIONS
+    busy = len(quiet) < least
     on_cpu = busy and settings.threads == 1 and settings.provider == CPU
     used = [g[:, :, int(on_cpu)] * 1e3 for g in (groups if busy else quiet)]
     left = sum(map(len, groups)) - sum(map(len, used))
@@ -170,18 +175,27 @@ def _rounds(
     repeats = {k: _repeats(job, feeds) for k, job in jobs.items()}
     now = time.perf_counter()
     end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
+    late = began + (seconds + PATIENCE_SECONDS) / MIN_SESSIONS
     rounds: list[list[Sample]] = []
-    while len(rounds) < MIN_ROUNDS or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
+    while _goes_on(len(rounds), end, late):
         found = {
-            int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)], tries) for k in rng.permutation(len(models))
+            int(k): _calm_sample(jobs[int(k)], feeds, repeats[int(k)], tries, late)
+            for k in rng.permutation(len(models))
         }
         rounds.append([found[k] for k in range(len(models))])
     return rounds
 
 
+def _goes_on(rounds: int, end: float, late: float) -> bool:
+    """Whether a set of sessions gets another round: always a first, MIN_ROUNDS if it is not late."""
+    limit = end if rounds >= MIN_ROUNDS else late
+    return not rounds or (time.perf_counter() < limit and rounds < MAX_ROUNDS)
+
+
 def _repeats(job: Any, feeds: Feeds) -> int:
     """Warm up; how many runs make a sample."""
-    _sample(job, feeds, 1)
+    if _sample(job, feeds, 1).wall > LONG_SECONDS:
+        return 1
     return max(1, math.ceil(MIN_SAMPLE_SECONDS / max(_sample(job, feeds, 1).wall, 1e-6)))
 
 
@@ -224,10 +238,10 @@ def expanded_tail(groups: int) -> float:
     return normal.cdf(-t * math.sqrt(n / freedom))
 
 
-def _calm_sample(job: Any, feeds: Feeds, repeat: int, tries: int) -> Sample:
+def _calm_sample(job: Any, feeds: Feeds, repeat: int, tries: int, late: float) -> Sample:
     for _ in range(tries):
         sample = _sample(job, feeds, repeat)
-        if not sample.interrupted:
+        if not sample.interrupted or time.perf_counter() > late:
             break
     return sample
 
