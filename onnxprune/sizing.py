@@ -55,7 +55,7 @@ FAR_LENGTH = (160, 18)
 NEARER = (2, 4, 9)  # what share of the way to the second sizes `nearer` goes; the last is FAR_LENGTH's
 LARGE, GROWTH = 2**20, 8  # entries of all inputs, and times those at the first sizes: beyond both, sizes are too far
 CHOICES = 4  # sizes of an axis: the first, the second, two that are far
-STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice as long
+STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice; else it is halved
 ARITHMETIC: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -203,7 +203,7 @@ def _moved(graph: Graph, first: Binding, runs: Runs) -> Binding:
 def _step(graph: Graph, sizes: Mapping[str, int], symbol: str, runs: Runs) -> int:
     """Another size of one axis with which the model runs, 0 if there is none."""
     n = sizes[symbol]
-    tried = [m for m in (n + n // 2, 2 * n, *(n + k for k in STEPS)) if m != n]
+    tried = [m for m in (n + n // 2, 2 * n, *(n + k for k in STEPS), n // 2 + 1) if m != n]
     return next((m for m in tried if runs(_bind(graph, {**sizes, symbol: m}))), 0)
 
 

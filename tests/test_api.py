@@ -324,6 +324,23 @@ def test_a_pruned_model_that_does_not_run_is_a_failed_check(monkeypatch: pytest.
         onnxprune.prune(build(MLP), ratio=0.5, data=data)
 
 
+def test_units_without_which_the_original_does_not_run_are_named() -> None:
+    """Split makes as many parts as there were positive scores when the file was made; four small rows make one."""
+    model = build(
+        "(float[2,4] x) => (float[2,3] y) <float[4,8] A, float[8,2] R, float[4,6] B, float[6,3] C, int64[1] axis>"
+        "{ h = MatMul(x, A) a = Abs(h) r = MatMul(a, R) s = ReduceSum(r, axis) n = NonZero(s) p, q = Split<axis=1>(n)"
+        " g = MatMul(x, B) f = Cast<to=1>(p) t = ReduceSum(f) z = Mul(g, t) y = MatMul(z, C) }",
+        17,
+    )
+    rows = np.float32([[0, 0.05]] * 4 + [[5, 0]] * 4)
+    for t in model.graph.initializer:
+        given = {"R": rows, "axis": np.zeros(1, np.int64)}.get(t.name)
+        t.CopyFrom(t if given is None else numpy_helper.from_array(given, t.name))
+    with pytest.raises(GateError, match="says nothing about units without which the original does not run"):
+        onnxprune.prune(model, ratio=0.5, scope="local")
+    assert onnxprune.prune(model, ratio=0.5, scope="local", include=["B:1"]).report.params.after < 60 + 32
+
+
 def test_report_of_a_model_that_does_not_run_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its error is infinite, which JSON does not know."""
     monkeypatch.setattr(proof, "surgery_check", lambda *_: SurgeryCheck(False, math.inf, 1e-4, "ONNX Runtime"))

@@ -42,6 +42,12 @@ CASES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...]]] = {
         "{ z = Add(x, c) h = MatMul(z, A) r = Relu(h) y = MatMul(r, B) }",
         "x", (2, 24, 8), (3, 24, 8),
     ),
+    "at most 8": (
+        "(float[N,L,8] x) => (float[N,L,5] y) <float[8,8] c, float[8,6] A, float[6,5] B, int64[1] zero = {0}>"
+        "{ n = Shape <start = 1, end = 2> (x) s = Slice(c, zero, n) z = Add(x, s) h = MatMul(z, A) r = Relu(h)"
+        " y = MatMul(r, B) }",
+        "x", (2, 8, 8), (3, 5, 8),
+    ),
     "a mask as long as the past and the present": (
         f"(float[N,L,8] x, float[N,1,P,8] past, float[N,T] mask) => (float[N,1,T,8] y) {PAST}"
         " c = Concat <axis = 2> (past, u) w = Unsqueeze(mask, ends) y = Mul(c, w) }"
