@@ -30,7 +30,7 @@ from onnxprune.storage import tensor
 from onnxprune.tokens import counted
 
 Array = NDArray[Any]
-ROWS_PER_SUMMAND = 6  # of a product, where it has many summands
+ROWS_PER_SUMMAND = 5  # of a product, where it has many summands
 
 
 class Collector(Protocol):

@@ -68,11 +68,21 @@ class Search:
             self.curves = sensitivity_of(self.ready, self.progress, dims=list(dims))
             self.ready.curves = self.curves.curves
 
-    def at(self, budget: Budget, passes: Sequence[Pass] | None = None, progress: Progress | None = None) -> Found:
-        """The passes from the first cut on at another budget. InputError if it cannot be reached."""
+    def at(
+        self,
+        budget: Budget,
+        passes: Sequence[Pass] | None = None,
+        progress: Progress | None = None,
+        last: bool = False,
+    ) -> Found:
+        """The passes from the first cut on at another budget. InputError if it cannot be reached. `last`: no other try
+        follows, so what was gathered is let go of when this one needs it no more.
+        """
         ready = self.ready
         tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
         tried.mends = ready.mends and passes is None
+        if last:
+            ready.move(ready.graph, keep_facts=True)
         results = self._manager(self.after if passes is None else passes).run(tried, *([progress] if progress else []))
         return Found(tried, self.results + results, self.curves)
 
@@ -120,7 +130,7 @@ def meet(
         search = Search(manager, state, progress)
         search.measure_curves()
         look_first = facts is not None and state.mends and not excused
-        return search.at(search.suited(watch) if watch and look_first else budget, progress=progress)
+        return search.at(search.suited(watch) if watch and look_first else budget, progress=progress, last=True)
     return Found(state, manager.run(state, progress))
 
 

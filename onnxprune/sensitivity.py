@@ -38,6 +38,7 @@ Array = NDArray[Any]
 VERSION = 2
 PROBE_SAMPLES = 64
 PROBE_PASSES, LEAST_SAMPLES = 2, 24  # what all probes together may take, in passes over the data
+EXCHANGE_ROWS = 2048  # of a reader: above, a try costs more than it brings
 HELD_OUT_WORK = 1 << 30  # K * K * O of a reader that is solved anew for feeds that it was not fitted to
 WIDTHS = 6  # at which readers are judged on feeds that they were not fitted to, from both ends of a curve
 DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0)
@@ -150,9 +151,14 @@ def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
 
 
 def exchange(calibration: Calibration, masks: Mapping[Dim, Mask]) -> dict[Dim, Mask]:
-    """The keep-masks with units exchanged where that lowers the error of the dim's readers; as many stay."""
+    """The keep-masks with units exchanged where that lowers the error of the dim's readers; as many stay. Those of
+    readers with many rows are left as they are.
+    """
     made = dict(masks)
-    cut = [d for d, m in masks.items() if not m.all() and m.sum() > 1 and d in calibration.consumers]
+    rows = {d: max(c.linear.size[1] for c in consumers) for d, consumers in calibration.consumers.items()}
+    cut = [
+        d for d, m in masks.items() if not m.all() and m.sum() > 1 and rows.get(d, EXCHANGE_ROWS + 1) <= EXCHANGE_ROWS
+    ]
     for group in calibration.grouped(cut):
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers[d]])
         seconds = calibration.seconds([m for d in group for m in calibration.meetings.get(d, [])])
