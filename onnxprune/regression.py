@@ -12,7 +12,7 @@ from the n x n matrix of their products. Rows that are not finite are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,31 @@ class Moments:
     def __add__(self, other: Moments) -> Moments:
         return Moments(*(getattr(self, f) + getattr(other, f) for f in ("n", "x", "t", "xx", "xt", "tt")))
 
-    def error(self, m: Array, c: Array) -> float:
-        """Sum of squares of t - x @ m - c, for m (G, K, O) and c (G, O)."""
+    def less(self, w: Array) -> Moments:
+        """Those of x and t - x @ w, for w (G, K, O)."""
+        made = self.xx.astype(w.dtype, copy=False) @ w
+        xt = self.xt - made
+        tt = self.tt - np.einsum("gko,gko->go", w, self.xt + xt)
+        return replace(self, t=self.t - np.einsum("gk,gko->go", self.x, w), xt=xt, tt=tt)
+
+    def error(self, m: Array | None, c: Array) -> float:
+        """Sum of squares of t - x @ m - c, for m (G, K, O), None standing for zeros, and c (G, O)."""
         if not self.n:
             return 0.0
-        quadratic = np.einsum("gko,gko->", m, self.xx @ m) - 2 * np.einsum("gko,gko->", m, self.xt)
-        rest = self.t - np.einsum("gk,gko->go", self.x, m)
-        return float(self.tt.sum() + quadratic + self.n * np.square(c).sum() - 2 * (c * rest).sum())
+        rest = self._rest(m)
+        total = self.tt.sum() + self.n * np.square(c).sum() - 2 * (c * rest).sum()
+        if m is not None:
+            made = self.xx.astype(m.dtype, copy=False) @ m
+            total += np.einsum("gko,gko->", m, made - 2 * self.xt)
+        return float(total)
 
-    def intercept(self, m: Array) -> Array:
+    def intercept(self, m: Array | None) -> Array:
         """The c that is best for m."""
-        return np.asarray((self.t - np.einsum("gk,gko->go", self.x, m)) / max(self.n, 1))
+        return np.asarray(self._rest(m) / max(self.n, 1))
+
+    def _rest(self, m: Array | None) -> Array:
+        """Sum of t - x @ m."""
+        return np.asarray(self.t if m is None else self.t - np.einsum("gk,gko->go", self.x, m))
 
     def centred(self) -> tuple[Array, Array]:
         """C (G, K, K) and D (G, K, O)."""
@@ -187,23 +201,25 @@ class Regression:
             return self._same(0.0)
         w = self.weight.astype(np.float64)
         moved = self.bias + np.einsum("gk,gko->go", self.shift, w)  # the bias for shifted rows
+        fit, held = fit.less(w), held.less(w) if held.n else held  # from here on of what the weights leave
         judge = held if held.n else fit
-        before = judge.error(w, moved) / judge.n
+        before = judge.error(None, moved) / judge.n
         errors: dict[float | None, float] = {}
         if self.biased:
-            errors[None] = judge.error(w, fit.intercept(w)) / judge.n
-        ridge = self._ridge(fit, w)
+            errors[None] = judge.error(None, fit.intercept(None)) / judge.n
+        ridge = _ridge(fit)
         errors |= self._search(lambda p: judge.error(*ridge(p)) / judge.n, bool(held.n))
         best = min(errors, key=lambda p: errors[p], default=None)
         if best not in errors or not errors[best] < before:
             return self._same(before)
         both = fit + held
-        m = w if best is None else stored(self._ridge(both, w)(best)[0]).astype(np.float64)
-        c = both.intercept(m)
-        if not judge.error(m, c) / judge.n < before:
+        m = w if best is None else stored(w + _ridge(both)(best)[0]).astype(np.float64)
+        change = None if best is None else (m - w).astype(np.float32 if w.shape[1] > FEW_SUMMANDS else np.float64)
+        c = both.intercept(change)
+        if not judge.error(change, c) / judge.n < before:
             return self._same(before)
         unbiased = np.einsum("gk,gko->go", self.shift, m)
-        if self.spare_bias and judge.error(m, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(m, c):
+        if self.spare_bias and judge.error(change, unbiased) <= (1 + NEGLIGIBLE_BIAS) * judge.error(change, c):
             c = unbiased
         return Solution(m, c - unbiased, before, errors[best], best)
 
@@ -229,20 +245,6 @@ class Regression:
                 attempt(k)
         return {p: e for p, e in tried.items() if np.isfinite(e)}
 
-    @staticmethod
-    def _ridge(moments: Moments, w: Array) -> Callable[[float], tuple[Array, Array]]:
-        """Weights and intercept by penalty; where there are many summands, solved in float32."""
-        c, d = moments.centred()
-        d -= c @ w
-        kind = np.float32 if w.shape[1] > FEW_SUMMANDS else np.float64
-        d = d.astype(kind)
-
-        def solved(penalty: float) -> tuple[Array, Array]:
-            m = w + spd_solve(damped(c, penalty, kind), d)
-            return m, moments.intercept(m)
-
-        return solved
-
     def _solve_dual(self, stored: Callable[[Array], Array]) -> Solution:
         """As `solve`, for few rows of many summands: M = W + X' (X X' + lambda I)^-1 (T - X W), columns centred."""
         folds = [tuple(v[0] for v in self._taken(f)) for f in (0, 1)]
@@ -265,6 +267,19 @@ class Regression:
         m = w if best is None else stored(_dual(x, t, w, best)[0][None])[0].astype(np.float32)
         c = (t - x @ m).mean(0)
         return Solution(m[None], c[None], before, errors[best], best) if error(m, c) < before else self._same(before)
+
+
+def _ridge(moments: Moments) -> Callable[[float], tuple[Array, Array]]:
+    """Weights, pulled towards zero, and intercept by penalty; where there are many summands, solved in float32."""
+    c, d = moments.centred()
+    kind = np.float32 if d.shape[1] > FEW_SUMMANDS else np.float64
+    d = d.astype(kind)
+
+    def solved(penalty: float) -> tuple[Array, Array]:
+        m = spd_solve(damped(c, penalty, kind), d)
+        return m, moments.intercept(m)
+
+    return solved
 
 
 def _finite(error: Callable[[float], float], penalty: float) -> float:
