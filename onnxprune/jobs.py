@@ -21,6 +21,7 @@ from onnx import NodeProto
 from onnxprune import recurrence
 from onnxprune.dims import Mask
 from onnxprune.graph import Graph
+from onnxprune.importance import drawn
 from onnxprune.linear import Linear
 from onnxprune.manager import Mended
 from onnxprune.rectified import ROWS_BYTES, Rows, Window
@@ -47,7 +48,8 @@ Mend = Callable[..., Collector]  # of weight (G, K, O), bias (G, O), spare_bias,
 @dataclass(frozen=True)
 class Feed:
     """One feed as jobs see it: tensors of the original and of the slim graph; `first` is the number of its first sample
-    of about `samples`; `tokens` (N, L): which of its tokens count.
+    of about `samples`; `tokens` (N, L): which of its tokens count; `weights`: see
+    `Importance`.
     """
 
     want: Mapping[str, Array]
@@ -56,9 +58,10 @@ class Feed:
     samples: int
     rng: np.random.Generator
     tokens: Mask | None = None
+    weights: Mapping[str, Array] = field(default_factory=dict)
 
     def picks(self, count: int, summands: int, share: float = 1.0) -> NDArray[np.int64]:
-        """Some of `count` positions in each sample, of which a share counts."""
+        """Some of `count` positions in each sample, of which a share counts: the same in all."""
         wanted = wanted_rows(summands, ROWS_PER_SUMMAND) / max(self.samples, 1) / max(share, 1e-6)
         each = max(1, min(count, math.ceil(wanted)))
         return np.sort(self.rng.choice(count, each, replace=False)) if each < count else np.arange(count)
@@ -188,7 +191,10 @@ class Product:
                 continue
             valid = None if x.is_conv else counted(feed.tokens, data.shape, count)
             picks = feed.picks(count, x.size[1], 1.0 if valid is None else float(valid.mean()))
-            valid = None if valid is None else valid[:, picks]
+            weights = feed.weights.get(site.target, feed.weights.get(x.out))
+            if weights is not None and count > 1 and weights.shape == (len(data), count):
+                picks = drawn(weights, len(picks), feed.rng)
+            valid = None if valid is None else np.take_along_axis(valid, np.atleast_2d(picks), 1)
             kept = site.masks[channel]
             rows = x.rows(want, picks, None if kept.all() else kept)
             minus = x.rows(feed.got[site.minus], picks) if site.minus else None

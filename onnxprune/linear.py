@@ -134,26 +134,29 @@ class Linear:
         return math.prod(out[2:]) if self.is_conv else math.prod(out[1:-1])
 
     def columns(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> Array:
-        """x at the picked positions of every sample: (N, G, P, K) for N samples and P positions."""
+        """x at the picked positions, (P,) of every sample or (N, P) of each: (N, G, P, K) for N samples."""
         if not self.is_conv:
-            return x.reshape(x.shape[0], 1, -1, x.shape[-1])[:, :, picks]
+            return _taken(x.reshape(x.shape[0], 1, -1, x.shape[-1]), picks, 2)
         padded, index = self._patches(x, out[2:], picks)
         n, g = x.shape[0], self.groups
         flat = padded.reshape(n, g, -1, math.prod(padded.shape[2:]))
-        taken = flat[:, :, :, index]  # (N, G, I, P, kernel)
-        return taken.transpose(0, 1, 3, 2, 4).reshape(n, g, index.shape[0], -1)
+        whole = index.reshape(*index.shape[: picks.ndim - 1], -1)  # positions, and the kernel under each
+        taken = _taken(flat, whole, 3).reshape(*flat.shape[:3], *index.shape[-2:])  # (N, G, I, P, kernel)
+        return taken.transpose(0, 1, 3, 2, 4).reshape(n, g, index.shape[-2], -1)
 
     def rows(self, y: Array, picks: NDArray[np.int64], kept: NDArray[np.bool_] | None = None) -> Array:
         """y at the same positions: (N, G, P, O); of the channels that are `kept`, where y has more."""
         if not self.is_conv:
-            taken = y.reshape(y.shape[0], 1, -1, y.shape[-1])[:, :, picks]
+            taken = _taken(y.reshape(y.shape[0], 1, -1, y.shape[-1]), picks, 2)
             return taken if kept is None else taken[..., kept]
-        taken = y.reshape(y.shape[0], y.shape[1], -1)[:, :, picks]
+        taken = _taken(y.reshape(y.shape[0], y.shape[1], -1), picks, 2)
         taken = taken if kept is None else taken[:, kept]
         return taken.reshape(y.shape[0], self.groups, self.size[2], -1).swapaxes(2, 3)
 
     def _patches(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64]]:
-        """The padded input, and for each picked position the flat numbers of the entries under the kernel."""
+        """The padded input, and for each picked position the flat numbers of the entries under the kernel, (P, kernel)
+        or (N, P, kernel).
+        """
         rank = len(self.kernel)
         strides = list(self.attrs.get("strides", [1] * rank))
         dilations = list(self.attrs.get("dilations", [1] * rank))
@@ -173,7 +176,7 @@ class Linear:
         shape = padded.shape[2:]
         corners = np.unravel_index(picks, out)
         offsets = np.unravel_index(np.arange(math.prod(self.kernel)), self.kernel)
-        places = [c[:, None] * s + o[None] * d for c, s, o, d in zip(corners, strides, offsets, dilations, strict=True)]
+        places = [c[..., None] * s + o * d for c, s, o, d in zip(corners, strides, offsets, dilations, strict=True)]
         return padded, np.ravel_multi_index(places, shape).astype(np.int64)
 
     def _padding(self, size: Shape, out: Shape, strides: Sequence[int], dilations: Sequence[int]) -> list[int]:
@@ -189,6 +192,14 @@ class Linear:
         elif auto == "VALID":
             pads = [0] * rank
         return [e - 1 - p for e, p in zip(spans, pads, strict=True)] if self.transposed else pads
+
+
+def _taken(x: Array, picks: NDArray[np.int64], axis: int) -> Array:
+    """Entries along an axis of x (N, ...): the same of every sample, or those (N, P) of each."""
+    if picks.ndim == 1:
+        return x.take(picks, axis)
+    places = picks.reshape(len(picks), *[1] * (axis - 1), -1, *[1] * (x.ndim - axis - 1))
+    return np.take_along_axis(x, places, axis)
 
 
 @dataclass(frozen=True)

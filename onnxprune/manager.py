@@ -26,6 +26,7 @@ from onnxprune.criteria.second_order import Curve
 from onnxprune.errors import InputError, OnnxPruneError
 from onnxprune.feeds import Binding
 from onnxprune.graph import Graph
+from onnxprune.importance import Importance
 from onnxprune.inference import TypedGraph, infer
 from onnxprune.layers import Chosen, Layer
 from onnxprune.plan import Plan, compose
@@ -86,7 +87,7 @@ class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
     samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), the turn, cuts and
-    recoveries made, what sizes cost on this machine, and `notes` for the report.
+    recoveries made, what sizes cost on this machine, how much rows of the data count, and `notes` for the report.
     """
 
     graph: Graph
@@ -106,6 +107,7 @@ class State:
     mends: bool = False
     notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
+    importance: Importance = field(default_factory=Importance)
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None

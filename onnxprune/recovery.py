@@ -13,7 +13,7 @@ control flow; weights that are not stored floats; products of activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,7 @@ from onnxprune.errors import InputError
 from onnxprune.flow import inner_names
 from onnxprune.graph import Graph, attributes, captured, operator
 from onnxprune.guard import Guard
+from onnxprune.importance import Weights
 from onnxprune.jobs import Feed, Job, Mend, Product, Recurrent, Site, Workbench
 from onnxprune.linear import KINDS, RECURRENT, Linear, linears
 from onnxprune.manager import Cut, Mended, Recovery, State
@@ -51,7 +52,7 @@ class Way:
     """How products are mended: `mend` makes what collects their rows. `norms`: kinds of normalisations whose scales are
     mended too; `cut`: only those that lost channels. `residual`: ends of residual branches aim at the original's sum;
     `scores`: queries and keys aim at the original's scores; `passed`: of what an activation follows, only what that
-    lets through counts.
+    lets through counts; `weighs`: rows are drawn by their `Importance`.
     """
 
     mend: Mend
@@ -60,9 +61,10 @@ class Way:
     residual: bool = True
     scores: bool = False
     passed: bool = False
+    weighs: bool = False
 
 
-REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True)
+REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True, weighs=True)
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
 
@@ -75,10 +77,12 @@ def recover(
     samples: int,
     way: Way,
     seed: int = 0,
+    weights: Sequence[Mapping[str, Weights]] = (),
     limit_bytes: int = LIMIT_BYTES,
 ) -> tuple[Graph, list[Mended], Left]:
-    """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`.
-    Returns the graph with new weights, what was mended, and what was not and why.
+    """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`;
+    `weights`: of the rows of each feed, where they do not count alike. Returns the graph with new weights, what was
+    mended, and what was not and why.
     """
     ready = with_places(graph, cuts, facts)
     work = _Plan(ready, facts, cuts, way, set(ready.tensors) - set(graph.tensors), next(iter(feeds)))
@@ -90,7 +94,7 @@ def recover(
     before = Stages(work.source, cuts[0].typed.facts, feeds, limit_bytes)
     after = Stages(ready, facts, feeds, limit_bytes)
     for k, jobs in enumerate(_groups(work.jobs)):
-        _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]), tokens)
+        _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]), tokens, weights)
         for job in jobs:
             done += job.finish(bench)
         after.graph = bench.graph
@@ -121,6 +125,7 @@ def _collect(
     samples: int,
     rng: np.random.Generator,
     tokens: Sequence[Mask] | None,
+    weights: Sequence[Mapping[str, Weights]],
 ) -> None:
     """Run both graphs up to the inputs and targets of some jobs."""
     for job in jobs:
@@ -129,8 +134,9 @@ def _collect(
     has = list(dict.fromkeys(n for j in jobs for n in j.has))
     first = 0
     for k, (want, got) in enumerate(zip(before.run(wants), after.run(has), strict=True)):
+        feed = Feed(want, got, first, samples, rng, tokens[k] if tokens else None, weights[k] if weights else {})
         for job in jobs:
-            job.take(Feed(want, got, first, samples, rng, tokens[k] if tokens else None))
+            job.take(feed)
         first += got[has[0]].shape[0]
 
 
@@ -148,11 +154,13 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
         state.recoveries.append(Recovery(name, state.graph, state.graph, cuts=len(state.cuts), note=told))
         return state.graph
     attempt = partial(recover, state.graph, state.facts, state.cuts, guard.rest, state.samples, seed=state.seed)
+    source = state.cuts[0].typed
 
     def biases() -> Graph:
         return attempt(FILL)[0]
 
-    made, mended, left = attempt(way)
+    weights = state.importance.of(source, guard.rest, state.samples, state.seed) if way.weighs else ()
+    made, mended, left = attempt(way, weights=weights)
     others = {} if way == FILL else {"the biases alone": biases}
     graph, note = guard.choose(state.graph, made, others) if mended else (state.graph, "")
     told = f"{name}: {note}" if note else ""

@@ -17,11 +17,14 @@ from onnxprune.recovery import REFIT, mend_all
 
 @dataclass(frozen=True)
 class RefitLeastSquares:
-    """Refit products by ridge regression. `residual`: ends of residual branches aim at the original's stream."""
+    """Refit products by ridge regression. `residual`: ends of residual branches aim at the original's stream;
+    `importance`: positions of the data are drawn by what they do to the outputs, where that can be differentiated.
+    """
 
     residual: bool = True
+    importance: bool = True
     name: ClassVar[str] = "refit-least-squares"
     keeps_facts: ClassVar[bool] = False
 
     def run(self, state: State) -> Graph:
-        return mend_all(state, self.name, replace(REFIT, residual=self.residual))
+        return mend_all(state, self.name, replace(REFIT, residual=self.residual, weighs=self.importance))

@@ -4,7 +4,6 @@ not differentiated is said.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from onnxprune.reading import load
 from tests.common import build, image, tokens, typed_model, vector
 from tests.test_criteria import calibrated, put
 
-pytest.importorskip("onnx_ad")
 Array = NDArray[Any]
 MODELS = Path(__file__).resolve().parent.parent / "models"
 STEP = 1e-6  # of differences in double precision
@@ -266,13 +264,6 @@ def test_operators_without_a_derivative_are_named() -> None:
     typed = typed_model(build(vector("k = MatMul(h, C) g = com.microsoft.QuickGelu(k)", "float[8,8] C")))
     with pytest.raises(InputError, match=r"onnx-ad cannot differentiate this model: .*QuickGelu.*such as wanda"):
         score(typed, typed.prunable, "taylor", calibrated(typed, np.ones((4, 4), np.float32)))
-
-
-def test_a_missing_package_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnx_ad", None)
-    typed = typed_model(build(vector("g = Relu(h)")))
-    with pytest.raises(InputError, match=r"pip install 'onnxprune\[gradients\]'"):
-        score(typed, typed.prunable, "fisher", calibrated(typed, np.ones((4, 4), np.float32)))
 
 
 def test_gradients_come_sample_by_sample_for_any_batch() -> None:

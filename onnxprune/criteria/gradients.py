@@ -19,20 +19,21 @@ layers read their hidden state inside of themselves, where no gate is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, version_converter
+from onnx import ModelProto, NodeProto, helper
 
+from onnxprune.adjoint import OTHERS, PREFIX, differentiate, state_shapes
 from onnxprune.criteria.padding import with_plain_padding
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.sessions import Feeds, Program, session
-from onnxprune.trace import Trace, trace
+from onnxprune.trace import trace
 from onnxprune.writing import serialize
 
 Array = NDArray[Any]
@@ -43,9 +44,6 @@ STEPS = (1e-3, 1e-2)  # of finite differences: the short one meets fewer kinks, 
 DISAGREEMENT = 0.3  # of the gradient, at both: a wrong derivative is far off
 ROUNDING = 4e-6  # of the outputs: what a float32 network may differ by from run to run
 SMALL = 1e-2  # of the largest gradient: gates that are not compared
-OPSET = 17  # older graphs are converted first: some of their operators have no derivative
-PREFIX = "onnxprune.adjoint."
-OTHERS = "choose a criterion without gradients, such as wanda or flap"
 Place = tuple[str, int]
 
 
@@ -68,7 +66,7 @@ def gate_gradients(
     who: str = "the criterion",
 ) -> Gradients:
     """Gradients for gates at (node, input, axis), on feeds and their class numbers (None: none are known). InputError
-    where onnx-ad is missing or cannot differentiate.
+    where onnx-ad cannot differentiate.
     """
     if graph.is_large:
         raise InputError(f"{who} takes gradients, which models above 2 GB are too large for: {OTHERS}")
@@ -113,7 +111,7 @@ class _Adjoint:
         self.who = who
         model, self.ones, self.places = _gated(graph, gates, shapes)
         self.outputs = [o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATS]
-        made = _differentiate(model, list(self.ones), self.outputs, who)
+        made = differentiate(model, list(self.ones), self.outputs, who)
         self.session, self.plain = (session(Program(serialize(m), libraries=graph.libraries)) for m in (made, model))
 
     def run(
@@ -239,46 +237,5 @@ def _gated(
     for name, array in inputs.items():
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-    _state_shapes(model, facts, gated)
+    state_shapes(model, facts, gated)
     return model, inputs, {n: p for p, n in places.items()}
-
-
-def _state_shapes(model: ModelProto, facts: Trace, gated: Mapping[str, str]) -> None:
-    """Declare the concrete shapes of inputs, outputs and activations; those in `gated` are like others."""
-    del model.graph.value_info[:]
-    for value in (*model.graph.input, *model.graph.output):
-        if value.name in facts.shapes and value.type.HasField("tensor_type"):
-            kind = value.type.tensor_type.elem_type
-            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, facts.shapes[value.name]))
-    known = {v.name for v in (*model.graph.input, *model.graph.output)}
-    for name in (n for node in model.graph.node for n in node.output):
-        like = gated.get(name, name)
-        if name not in known and facts.dtypes.get(like) and like in facts.shapes:
-            model.graph.value_info.append(helper.make_tensor_value_info(name, facts.dtypes[like], facts.shapes[like]))
-
-
-def _differentiate(model: ModelProto, gates: list[str], outputs: list[str], who: str) -> ModelProto:
-    try:
-        from onnx_ad import UnsupportedOperator, reverse
-    except ImportError as error:
-        raise InputError(
-            f"{who} takes gradients with the package onnx-ad: pip install 'onnxprune[gradients]', or {OTHERS}"
-        ) from error
-    try:
-        differentiated: Callable[..., ModelProto] = reverse
-        return differentiated(_recent(model), inputs=gates, outputs=outputs, prefix=PREFIX, dim="seeds", layout="onnx")
-    except UnsupportedOperator as error:
-        raise InputError(
-            f"{who} takes gradients, and onnx-ad cannot differentiate this model: {error}; {OTHERS}"
-        ) from error
-
-
-def _recent(model: ModelProto) -> ModelProto:
-    """The model in a recent opset, or as it is where onnx cannot convert it."""
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), OPSET)
-    if opset >= OPSET:
-        return model
-    try:
-        return version_converter.convert_version(model, OPSET)
-    except Exception:  # its errors share no base class
-        return model
