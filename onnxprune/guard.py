@@ -47,6 +47,11 @@ class Share:
                 yield {n: a[mask] for n, a in feed.items()}
 
 
+def cuttable(graph: Graph, facts: Trace) -> bool:
+    """Whether feeds can be cut along their first axis, as that of the batch is free everywhere."""
+    return all(facts.shapes.get(v.name) and facts.dynamic(v.name, 0) for v in (*graph.inputs, *graph.outputs))
+
+
 class Guard:
     """Holds samples of `feeds` back, about `samples` in all, to judge by. `alone`: there is one only, which cannot be;
     where there is one feed only that cannot be cut, models are judged by what they were fitted to.
@@ -54,14 +59,13 @@ class Guard:
 
     def __init__(self, original: Graph, facts: Trace, feeds: Iterable[Feeds], samples: int) -> None:
         self._original = original
-        ends = [*original.inputs, *original.outputs]
-        cuttable = all(facts.shapes.get(v.name) and facts.dynamic(v.name, 0) for v in ends)  # the axis of the batch
-        count = samples if cuttable else sum(1 for _ in feeds)
+        cut = cuttable(original, facts)
+        count = samples if cut else sum(1 for _ in feeds)
         every = max(2, min(EVERY, count // 2))
         self.alone = samples < 2
         self.held_back = count >= 2
-        self.rest: Iterable[Feeds] = Share(feeds, every, cuttable, False) if self.held_back else feeds
-        self._judged: Iterable[Feeds] = Share(feeds, every, cuttable, True) if self.held_back else feeds
+        self.rest: Iterable[Feeds] = Share(feeds, every, cut, False) if self.held_back else feeds
+        self._judged: Iterable[Feeds] = Share(feeds, every, cut, True) if self.held_back else feeds
         self._mask = token_mask(original, feeds)
 
     def choose(self, before: Graph, after: Graph, others: Mapping[str, Callable[[], Graph]]) -> tuple[Graph, str]:

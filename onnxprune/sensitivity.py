@@ -25,6 +25,7 @@ from onnxprune.criteria.second_order import DAMPING, Curve, Reader, meeting, rea
 from onnxprune.dims import Dim, Mask, atoms
 from onnxprune.errors import InputError
 from onnxprune.graph import FLOATS, Graph
+from onnxprune.guard import cuttable
 from onnxprune.inference import DimInfo
 from onnxprune.linear import Gates
 from onnxprune.losses import output_error
@@ -37,7 +38,7 @@ from onnxprune.tokens import meant
 Array = NDArray[Any]
 VERSION = 2
 PROBE_SAMPLES = 64
-PROBE_PASSES, LEAST_SAMPLES = 2, 24  # what all probes together may take, in passes over the data
+PROBE_PASSES, LEAST_SAMPLES = 1.5, 24  # what all probes together may take, in passes over the data
 EXCHANGE_ROWS = 2048  # of a reader: above, a try costs more than it brings
 HELD_OUT_WORK = 1 << 30  # K * K * O of a reader that is solved anew for feeds that it was not fitted to
 WIDTHS = 6  # at which readers are judged on feeds that they were not fitted to, from both ends of a curve
@@ -246,8 +247,9 @@ def measure(
 
     graph = calibration.typed.graph
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
-    affordable = PROBE_PASSES * calibration.samples // max(len(found), 1)
-    feeds = first(held or calibration.feeds, int(np.clip(affordable, min(LEAST_SAMPLES, samples), samples)))
+    affordable = PROBE_PASSES * calibration.samples / max(len(found), 1)
+    wanted = int(np.clip(affordable, min(LEAST_SAMPLES, samples), samples))
+    feeds = first(held or calibration.feeds, wanted, cuttable(graph, calibration.typed.facts))
     tokens = [calibration.tokens(f) for f in feeds]
     stages, want = Stages(graph, calibration.typed.facts, feeds), _outputs(graph, feeds, tokens)
     carriers = _carriers(calibration)
@@ -354,14 +356,14 @@ def refitted(covariance: Array, weights: Array, gone: NDArray[np.bool_], damping
     return made
 
 
-def first(feeds: Iterable[Feeds], samples: int) -> list[Feeds]:
-    """Feeds with about that many samples."""
+def first(feeds: Iterable[Feeds], samples: int, cut: bool = False) -> list[Feeds]:
+    """Feeds with about that many samples, or as many where feeds can be cut."""
     taken: list[Feeds] = []
     count = 0
     for feed in feeds:
         if count >= samples:
             break
-        taken.append(feed)
+        taken.append({n: a[: samples - count] for n, a in feed.items()} if cut else feed)
         count += max((a.shape[0] for a in feed.values() if a.ndim), default=1)
     return taken
 

@@ -113,5 +113,5 @@ def test_many_rows_in_single_precision() -> None:
     found, *rest = made(200, 6, 2, 9)
     assert found.inverse.dtype == np.float32
     curve = sweep([found], 200)
-    gone = set(curve.order[:100].tolist())
-    assert curve.errors[100] == pytest.approx(refitted_error(*rest, gone), rel=1e-3)
+    gone = set(curve.order[:96].tolist())  # whole steps: within one, errors are shared out
+    assert curve.errors[96] == pytest.approx(refitted_error(*rest, gone), rel=1e-3)

@@ -26,7 +26,7 @@ Array = NDArray[Any]
 DAMPING = 1e-2  # of the mean of C's diagonal, added to it
 STEPS = 128  # removals of a sweep: larger dims lose several units at a time
 MANY_ROWS = 1024  # where a reader has more rows than that, float32 will do,
-FEWER_STEPS = 48  # and so will fewer steps, as each goes through all of them
+FEWER_STEPS = 32  # and so will fewer steps, as each goes through all of them
 BLOCK = 1 << 20  # entries of a matrix that are updated at once
 SWAPS = 8  # exchanges that are tried for a width
 
