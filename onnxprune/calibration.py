@@ -20,6 +20,7 @@ from onnx import TensorProto, helper
 from onnxprune.dims import Dim, Expr, Mask, atoms, resolve, spread
 from onnxprune.flow import inner_names
 from onnxprune.graph import operator
+from onnxprune.importance import Importance, Weights, drawn
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
 from onnxprune.regression import GRAM_LIMIT, product, wanted_rows
@@ -105,10 +106,20 @@ class Meeting:
 
 
 class Calibration:
-    """Statistics of one typed graph over data: `feeds` is iterated several times, and holds about `samples` samples."""
+    """Statistics of one typed graph over data: `feeds` is iterated several times, and holds about `samples` samples.
+    Rows of Gram matrices are drawn by their `importance` where that is given.
+    """
 
-    def __init__(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        typed: TypedGraph,
+        feeds: Iterable[Feeds],
+        samples: int,
+        seed: int = 0,
+        importance: Importance | None = None,
+    ) -> None:
         self.typed, self.feeds, self.samples, self.seed = typed, feeds, samples, seed
+        self.importance = importance
         self._statistics: dict[tuple[str, int], Statistics] = {}
         self._grams: dict[Hashable, Gram] = {}
 
@@ -222,6 +233,7 @@ class Calibration:
         labels = [(x.data, x) for x in missing]
         spent: dict[str, int] = {}
         tokens = [self.tokens(f) for f in self.feeds] if missing and self._mask else None
+        weights = self.importance.of(self.typed, self.feeds, self.samples) if missing and self.importance else ()
         for x in missing:
             spent[x.data] = spent.get(x.data, 0) + 8 * 2 * _entries(x)
         for k, got, here in self.watch([x.data for x in missing], labels, spent):
@@ -230,9 +242,15 @@ class Calibration:
                 sums = {x.view: _Sums(x) for x in here}
             for x in here:
                 mask = tokens[k] if tokens else None
-                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k), mask)
+                drawn_by = self._weights(x, weights[k]) if weights else None
+                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k), mask, drawn_by)
         self._grams |= {v: s.finish() for v, s in sums.items()}
         return {k: self._grams[x.view] for k, x in linears.items()}
+
+    def _weights(self, linear: Linear, weights: Mapping[str, Weights]) -> Array | None:
+        """Of the rows that products of one view see: the mean of what they are to these."""
+        made = [weights[x.out] for x in self.linears.values() if x.view == linear.view and x.out in weights]
+        return np.asarray(np.mean(made, 0, np.float32)) if made and len({w.shape for w in made}) == 1 else None
 
     def statistics(self, places: Iterable[tuple[str, int]]) -> Mapping[tuple[str, int], Statistics]:
         """Statistics of the units along axes of activations, by (tensor, axis)."""
@@ -311,8 +329,9 @@ class _Sums:
         rng: np.random.Generator,
         held: bool,
         tokens: Mask | None = None,
+        weights: Array | None = None,
     ) -> None:
-        """Take in one feed; `tokens` (N, L): those that count."""
+        """Take in one feed; `tokens` (N, L): those that count; `weights` (N, P): what rows are drawn by."""
         x = self.linear
         count = x.positions(out)
         if not data.shape[0] or not count:
@@ -322,10 +341,12 @@ class _Sums:
         wanted = wanted_rows(x.size[1], ROWS_PER_SUMMAND) / max(samples, 1) / share
         each = max(1, min(count, math.ceil(wanted)))
         picks = np.sort(rng.choice(count, each, replace=False)) if each < count else np.arange(count)
+        if weights is not None and count > 1 and weights.shape == (len(data), count):
+            picks = drawn(weights, each, rng)
         columns = x.columns(data, out, picks).swapaxes(0, 1).astype(np.float32)
         columns = columns.reshape(columns.shape[0], -1, columns.shape[3])
         if valid is not None:
-            columns = columns[:, valid[:, picks].reshape(-1)]
+            columns = columns[:, np.take_along_axis(valid, np.atleast_2d(picks), 1).reshape(-1)]
         if not columns.shape[1]:
             return
         self.shift = columns.mean(1) if self.shift is None else self.shift

@@ -5,7 +5,7 @@ alone, or half of the way; the best is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,11 @@ class Guard:
         self.rest: Iterable[Feeds] = Share(feeds, every, cut, False) if self.held_back else feeds
         self._judged: Iterable[Feeds] = Share(feeds, every, cut, True) if self.held_back else feeds
         self._mask = token_mask(original, feeds)
+        self._parts = every, cut
+
+    def of_rest(self, beside: Sequence[Feeds]) -> list[Feeds]:
+        """Of arrays beside the feeds, with a row for each sample, what belongs to `rest`."""
+        return list(Share(beside, *self._parts, False)) if self.held_back else list(beside)
 
     def choose(self, before: Graph, after: Graph, others: Mapping[str, Callable[[], Graph]]) -> tuple[Graph, str]:
         """The better of two graphs, or where the second is worse the best of all; and what to tell people then."""

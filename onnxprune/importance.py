@@ -40,20 +40,20 @@ LARGEST = 6e4  # of a weight, in float16
 
 @dataclass
 class Importance:
-    """Weights of rows, made when they are first asked for and kept for a run: those of the graph that is cut."""
+    """Weights of rows, made when they are first asked for and kept for a run: of the graph before the first cut."""
 
-    _made: list[Mapping[str, Weights]] = field(default_factory=list)
+    _made: list[dict[str, Weights]] = field(default_factory=list)
     _tried: bool = False
 
-    def of(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int, seed: int) -> Sequence[Mapping[str, Weights]]:
+    def of(self, typed: TypedGraph, feeds: Iterable[Feeds], samples: int) -> Sequence[dict[str, Weights]]:
         """For each feed, by name of a product's output, or of a sum that it goes into, the weights of its positions
-        (N, P), which are 1 on average in each sample. Empty if rows count alike.
+        (N, P), 1 on average in each sample; of tensors with a row for each sample. Empty if rows count alike.
         """
         if not self._tried:
             self._tried = True
             if not typed.graph.is_large and _work(typed, feeds, samples) <= WORK:
                 try:
-                    self._made = list(_weights(typed.graph, feeds, seed))
+                    self._made = list(_weights(typed.graph, feeds))
                 except Exception:  # onnx-ad, or ONNX Runtime in what it made, do not know the graph
                     self._made = []
         return self._made
@@ -81,8 +81,8 @@ def drawn(weights: NDArray[np.floating], count: int, rng: np.random.Generator) -
     return np.asarray(np.minimum(made, weights.shape[1] - 1), np.int64)
 
 
-def _weights(graph: Graph, feeds: Iterable[Feeds], seed: int) -> Iterator[Mapping[str, Weights]]:
-    rng = np.random.default_rng(seed)
+def _weights(graph: Graph, feeds: Iterable[Feeds]) -> Iterator[dict[str, Weights]]:
+    rng = np.random.default_rng(0)
     programs: dict[tuple[Shape, ...], _Rows] = {}
     ranked = [v.name for v in graph.inputs if v.type.tensor_type.shape.dim]
     free = bool(ranked) and all(v.type.tensor_type.shape.dim[0].dim_value <= 1 for v in graph.inputs)
@@ -97,8 +97,9 @@ def _weights(graph: Graph, feeds: Iterable[Feeds], seed: int) -> Iterator[Mappin
                 programs.clear()
                 programs[shapes] = _Rows(graph, {n: a.shape for n, a in piece.items()})
             found.append(programs[shapes].run(piece, rng))
-        size = count.pop() if chunk else None
-        yield {n: _normal(np.concatenate([f[n] for f in found])[:size]) for n in found[0]}
+        size = next((a.shape[0] for a in feed.values() if a.ndim), 1)
+        whole = {n: np.concatenate([f[n] for f in found])[: size if chunk else None] for n in found[0]}
+        yield {n: _normal(a) for n, a in whole.items() if len(a) == size}
 
 
 def _pieces(feed: Feeds, chunk: int) -> Iterator[Feeds]:

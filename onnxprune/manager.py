@@ -139,7 +139,8 @@ class State:
     def calibration(self) -> Calibration | None:
         """Statistics of the present graph over the calibration data; None if there is none."""
         if self._calibration is None and self.data is not None:
-            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed)
+            importance = self.importance if self.mends else None
+            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed, importance)
         return self._calibration
 
     def move(self, graph: Graph, keep_facts: bool) -> None:

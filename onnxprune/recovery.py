@@ -13,7 +13,7 @@ control flow; weights that are not stored floats; products of activations.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +25,6 @@ from onnxprune.errors import InputError
 from onnxprune.flow import inner_names
 from onnxprune.graph import Graph, attributes, captured, operator
 from onnxprune.guard import Guard
-from onnxprune.importance import Weights
 from onnxprune.jobs import Feed, Job, Mend, Product, Recurrent, Site, Workbench
 from onnxprune.linear import KINDS, RECURRENT, Linear, linears
 from onnxprune.manager import Cut, Mended, Recovery, State
@@ -77,7 +76,7 @@ def recover(
     samples: int,
     way: Way,
     seed: int = 0,
-    weights: Sequence[Mapping[str, Weights]] = (),
+    weights: Sequence[Feeds] = (),
     limit_bytes: int = LIMIT_BYTES,
 ) -> tuple[Graph, list[Mended], Left]:
     """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`;
@@ -125,7 +124,7 @@ def _collect(
     samples: int,
     rng: np.random.Generator,
     tokens: Sequence[Mask] | None,
-    weights: Sequence[Mapping[str, Weights]],
+    weights: Sequence[Feeds],
 ) -> None:
     """Run both graphs up to the inputs and targets of some jobs."""
     for job in jobs:
@@ -154,13 +153,12 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
         state.recoveries.append(Recovery(name, state.graph, state.graph, cuts=len(state.cuts), note=told))
         return state.graph
     attempt = partial(recover, state.graph, state.facts, state.cuts, guard.rest, state.samples, seed=state.seed)
-    source = state.cuts[0].typed
 
     def biases() -> Graph:
         return attempt(FILL)[0]
 
-    weights = state.importance.of(source, guard.rest, state.samples, state.seed) if way.weighs else ()
-    made, mended, left = attempt(way, weights=weights)
+    weights = state.importance.of(state.cuts[0].typed, state.data, state.samples) if way.weighs else ()
+    made, mended, left = attempt(way, weights=guard.of_rest(weights))
     others = {} if way == FILL else {"the biases alone": biases}
     graph, note = guard.choose(state.graph, made, others) if mended else (state.graph, "")
     told = f"{name}: {note}" if note else ""

@@ -34,7 +34,7 @@ SEEN = POOLED.replace(
 
 
 def found(typed: TypedGraph, feeds: list[Feeds]) -> list[dict[str, np.ndarray]]:
-    made = Importance().of(typed, feeds, sum(len(f["x"]) for f in feeds), 0)
+    made = Importance().of(typed, feeds, sum(len(f["x"]) for f in feeds))
     return [dict(m) for m in made]
 
 
