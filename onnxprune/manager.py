@@ -139,8 +139,7 @@ class State:
     def calibration(self) -> Calibration | None:
         """Statistics of the present graph over the calibration data; None if there is none."""
         if self._calibration is None and self.data is not None:
-            importance = self.importance if self.mends else None
-            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed, importance)
+            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed, self.importance)
         return self._calibration
 
     def move(self, graph: Graph, keep_facts: bool) -> None:
