@@ -6,7 +6,8 @@ output costs (g . e)^2, g being the gradient of the loss of `gradients`; summed 
 left out, that is a weight for each row (as in Kim et al. 2025, "GuidedQuant", for groups of channels). Recovery draws
 rows in that proportion, some of them evenly.
 
-Rows count alike where onnx-ad cannot differentiate the graph, or a pass over the data takes more than WORK.
+Rows count alike where onnx-ad cannot differentiate the graph, a pass over the data takes more than WORK, or a sample
+more than HELD_BYTES.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from onnxprune.writing import serialize
 Weights = NDArray[np.float16]
 WORK = 1e12  # multiply-adds of a plain pass over the data
 EVENLY = 0.1  # of the rows that are drawn
-CHUNK = 8  # samples that are differentiated at once, where they can be told apart
+CHUNK = 8  # samples that are differentiated at once, where they can be told apart, or as many as fit:
+HELD_BYTES, COPIES = 1 << 30, 3  # activations, and copies of them in the derivative
 LARGEST = 6e4  # of a weight, in float16
 
 
@@ -51,21 +53,22 @@ class Importance:
         """
         if not self._tried:
             self._tried = True
-            if not typed.graph.is_large and _work(typed, feeds, samples) <= WORK:
+            one = _one(typed, next(iter(feeds)))
+            sizes = (math.prod(typed.facts.shapes.get(n, ())) for node in typed.graph.nodes for n in node.output)
+            fitting = HELD_BYTES / max(COPIES * 4 * one * sum(sizes), 1)
+            if not typed.graph.is_large and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
                 try:
-                    self._made = list(_weights(typed.graph, feeds))
+                    self._made = list(_weights(typed.graph, feeds, int(min(fitting, CHUNK))))
                 except Exception:  # onnx-ad, or ONNX Runtime in what it made, do not know the graph
                     self._made = []
         return self._made
 
 
-def _work(typed: TypedGraph, feeds: Iterable[Feeds], samples: int) -> float:
-    """Multiply-adds of a pass over all samples, by the size of the largest input."""
-    feed = next(iter(feeds))
+def _one(typed: TypedGraph, feed: Feeds) -> float:
+    """What one sample of the data is of the inputs that a graph was typed at, by the size of the largest input."""
     name = max((n for n, a in feed.items() if a.ndim), key=lambda n: feed[n].size, default="")
     known = math.prod(typed.facts.shapes.get(name, ())) or 1
-    whole = float(macs(typed).at({}))
-    return whole * samples * (feed[name].size / feed[name].shape[0] / known if name else 1)
+    return feed[name].size / max(len(feed[name]), 1) / known if name else 1.0
 
 
 def drawn(weights: NDArray[np.floating], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -81,15 +84,15 @@ def drawn(weights: NDArray[np.floating], count: int, rng: np.random.Generator) -
     return np.asarray(np.minimum(made, weights.shape[1] - 1), np.int64)
 
 
-def _weights(graph: Graph, feeds: Iterable[Feeds]) -> Iterator[dict[str, Weights]]:
+def _weights(graph: Graph, feeds: Iterable[Feeds], chunk: int) -> Iterator[dict[str, Weights]]:
     rng = np.random.default_rng(0)
     programs: dict[tuple[Shape, ...], _Rows] = {}
     ranked = [v.name for v in graph.inputs if v.type.tensor_type.shape.dim]
     free = bool(ranked) and all(v.type.tensor_type.shape.dim[0].dim_value <= 1 for v in graph.inputs)
     for feed in feeds:
         count = {feed[n].shape[0] for n in ranked}
-        chunk = min(CHUNK, *count) if free and len(count) == 1 else 0
-        pieces = list(_pieces(feed, chunk)) if chunk else [feed]
+        cut = min(chunk, *count) if free and len(count) == 1 else 0
+        pieces = list(_pieces(feed, cut)) if cut else [feed]
         found: list[Mapping[str, NDArray[np.float32]]] = []
         for piece in pieces:
             shapes = tuple(a.shape for a in piece.values())
@@ -98,7 +101,7 @@ def _weights(graph: Graph, feeds: Iterable[Feeds]) -> Iterator[dict[str, Weights
                 programs[shapes] = _Rows(graph, {n: a.shape for n, a in piece.items()})
             found.append(programs[shapes].run(piece, rng))
         size = next((a.shape[0] for a in feed.values() if a.ndim), 1)
-        whole = {n: np.concatenate([f[n] for f in found])[: size if chunk else None] for n in found[0]}
+        whole = {n: np.concatenate([f[n] for f in found])[: size if cut else None] for n in found[0]}
         yield {n: _normal(a) for n, a in whole.items() if len(a) == size}
 
 
