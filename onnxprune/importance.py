@@ -22,12 +22,12 @@ from onnx import NodeProto, helper
 
 from onnxprune.adjoint import PREFIX, differentiate, state_shapes
 from onnxprune.cost import macs
-from onnxprune.criteria.gradients import loss_gradient
-from onnxprune.criteria.padding import with_plain_padding
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Linear, linears
+from onnxprune.losses import loss_gradient
+from onnxprune.padding import with_plain_padding
 from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import trace
 from onnxprune.writing import serialize

@@ -1,15 +1,24 @@
-"""How far outputs are off, without labels: what sensitivities are measured in.
+"""How far outputs are off, without labels: what sensitivities are measured in, and what gradients are taken of.
 
     relative      squared error over the squared deviation of the outputs from their mean
     divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one
                   of a thousand unlikely classes hardly does
 
 `output_error` is the first, plus the second where an output is class scores that favour some class.
+
+Gradients are of a loss of the outputs y of one sample (`loss_gradient`):
+
+    class scores       cross entropy with the label, or with the model's own first choice where there are no labels;
+                       `curvature` without labels: noise whose squared gradient is, on average, the curvature of the
+                       divergence from the model's own probabilities (that loss itself has no gradient)
+    anything else      a random projection of y / rms(y): its squared gradient is on average that of the squared error
+
+Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are such, else logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,3 +82,45 @@ def log_probabilities(scores: Array, ready: bool) -> Array:
         return np.asarray(np.log(np.maximum(scores, SMALLEST)))
     shifted = scores - scores.max(1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+
+
+def loss_gradient(
+    outputs: Mapping[str, Array], label: Array | None, curvature: bool, rng: np.random.Generator
+) -> dict[str, Array]:
+    """What is differentiated, as its gradient with respect to the outputs that it is a function of."""
+    for name, output in outputs.items():
+        if (y := _class_scores(output)) is not None:
+            fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
+            made = _of_classes(y, label if fits else None, curvature, rng)
+            return {name: made.reshape(output.shape).astype(output.dtype)}
+    return {
+        n: (rng.choice((-1.0, 1.0), y.shape) / (np.sqrt(np.square(y, dtype=np.float64).sum()) + 1e-12)).astype(y.dtype)
+        for n, y in outputs.items()
+    }
+
+
+def _of_classes(y: Array, label: Array | None, curvature: bool, rng: np.random.Generator) -> Array:
+    probabilities = is_distribution(y)
+    if probabilities:
+        p = np.maximum(y, 1e-6)
+    else:
+        p = np.exp(y - y.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+    if curvature and label is None:
+        noise = rng.choice((-1.0, 1.0), y.shape)
+        root = np.sqrt(p)
+        made = noise / root if probabilities else root * noise - p * (root * noise).sum(1, keepdims=True)
+        return np.asarray(made)
+    chosen = y.argmax(1) if label is None else label.reshape(-1)
+    hot = (np.arange(y.shape[1]) == chosen[:, None]).astype(np.float64)
+    return np.asarray(-hot / p if probabilities else p - hot)
+
+
+def _class_scores(output: Array) -> Array | None:
+    """An output as scores (N, C) if it looks like them; probabilities of several labels at once do not."""
+    shape = list(output.shape)
+    if len(shape) not in (2, 4) or shape[1] < 2 or any(n != 1 for n in shape[2:]):
+        return None
+    y = output.reshape(shape[:2]).astype(np.float64)
+    several = (y >= 0).all() and (y <= 1).all() and not is_distribution(y)
+    return None if several else y

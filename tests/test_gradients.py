@@ -16,9 +16,10 @@ from onnx.reference import ReferenceEvaluator
 from onnxprune.calibration import Calibration, units_along
 from onnxprune.criteria import UnitView, gradients, score
 from onnxprune.criteria.evidence import CONSUMING, Evidence
-from onnxprune.criteria.gradients import gate_gradients, loss_gradient
+from onnxprune.criteria.gradients import gate_gradients
 from onnxprune.errors import InputError
 from onnxprune.inference import TypedGraph, infer
+from onnxprune.losses import loss_gradient
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.reading import load

@@ -6,15 +6,8 @@ sample and unit the sum of gradient times activation (Molchanov et al. 2019, "Im
 pruning"; Theis et al. 2018, "Faster gaze prediction with dense networks and Fisher pruning"). The graph itself is not
 touched. On the first samples every gate is compared with a finite difference, so a wrong derivative is not believed.
 
-The loss, of outputs y of one sample:
-
-    class scores       cross entropy with the label, or with the model's own first choice where there are no labels;
-                       `curvature` without labels: noise whose squared gradient is, on average, the curvature of the
-                       divergence from the model's own probabilities (that loss itself has no gradient)
-    anything else      a random projection of y / rms(y): its squared gradient is on average that of the squared error
-
-Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are such, else logits. Left out: recurrent
-layers read their hidden state inside of themselves, where no gate is.
+The loss is that of `losses.loss_gradient`. Left out: recurrent layers read their hidden state inside of themselves,
+where no gate is.
 """
 
 from __future__ import annotations
@@ -28,10 +21,11 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
 from onnxprune.adjoint import OTHERS, PREFIX, differentiate, state_shapes
-from onnxprune.criteria.padding import with_plain_padding
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
+from onnxprune.losses import loss_gradient
+from onnxprune.padding import with_plain_padding
 from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import trace
 from onnxprune.writing import serialize
@@ -158,52 +152,6 @@ class _Adjoint:
             names, {n: a.astype(self.ones[n].dtype) if n in self.ones else a for n, a in given.items()}
         )
         return sum(float((y.astype(np.float64) * seeds[n]).sum()) for n, y in zip(names, outputs, strict=True))
-
-
-def loss_gradient(
-    outputs: Mapping[str, Array], label: Array | None, curvature: bool, rng: np.random.Generator
-) -> dict[str, Array]:
-    """What is differentiated, as its gradient with respect to the outputs that it is a function of."""
-    for name, output in outputs.items():
-        if (y := _class_scores(output)) is not None:
-            fits = label is not None and label.size == len(y) and label.min() >= 0 and label.max() < y.shape[1]
-            made = _of_classes(y, label if fits else None, curvature, rng)
-            return {name: made.reshape(output.shape).astype(output.dtype)}
-    return {
-        n: (rng.choice((-1.0, 1.0), y.shape) / (np.sqrt(np.square(y, dtype=np.float64).sum()) + 1e-12)).astype(y.dtype)
-        for n, y in outputs.items()
-    }
-
-
-def _of_classes(y: Array, label: Array | None, curvature: bool, rng: np.random.Generator) -> Array:
-    probabilities = _sums_to_one(y)
-    if probabilities:
-        p = np.maximum(y, 1e-6)
-    else:
-        p = np.exp(y - y.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
-    if curvature and label is None:
-        noise = rng.choice((-1.0, 1.0), y.shape)
-        root = np.sqrt(p)
-        made = noise / root if probabilities else root * noise - p * (root * noise).sum(1, keepdims=True)
-        return np.asarray(made)
-    chosen = y.argmax(1) if label is None else label.reshape(-1)
-    hot = (np.arange(y.shape[1]) == chosen[:, None]).astype(np.float64)
-    return np.asarray(-hot / p if probabilities else p - hot)
-
-
-def _sums_to_one(y: Array) -> bool:
-    return bool((y >= 0).all() and np.allclose(y.sum(1), 1, atol=1e-3))
-
-
-def _class_scores(output: Array) -> Array | None:
-    """An output as scores (N, C) if it looks like them; probabilities of several labels at once do not."""
-    shape = list(output.shape)
-    if len(shape) not in (2, 4) or shape[1] < 2 or any(n != 1 for n in shape[2:]):
-        return None
-    y = output.reshape(shape[:2]).astype(np.float64)
-    several = (y >= 0).all() and (y <= 1).all() and not _sums_to_one(y)
-    return None if several else y
 
 
 def _gated(
