@@ -44,6 +44,11 @@ CASES = [
         " { s = Shape(x) n = Gather(s, one) i = Range(zero, n, one) y = Gather <axis = 1> (x, i) }",
     ),
     Case(
+        "indices that come of a division stay",
+        "(float[N,6] x) => (float[N,6] y) <int64 zero = {0}, int64 one = {1}>"
+        " { s = Shape(x) n = Gather(s, zero) r = Range(zero, n, one) i = Div(r, one) y = Gather(x, i) }",
+    ),
+    Case(
         "indices that are given stay",
         "(float[N] x, int64[N] i) => (float[N] y) { y = Gather(x, i) }",
     ),
