@@ -68,7 +68,7 @@ class Kinds:
 
     def of(self, proto: TypeProto) -> Kind:
         """A type as onnx has it; `proto` must not be changed afterwards."""
-        kind = Kind(proto, proto.HasField("tensor_type"), proto.tensor_type.elem_type, _concrete(proto))
+        kind = Kind(proto, proto.HasField("tensor_type"), proto.tensor_type.elem_type, concrete(proto))
         if kind.shape is not None:
             return self.tensor(kind.dtype, kind.shape)
         return self._others.setdefault(proto.SerializeToString(deterministic=True), kind)
@@ -150,7 +150,8 @@ def _keep_other_axes(made: TypeProto | None, data: Kind | None, axes: Value | No
             dim.dim_value = shape[k]
 
 
-def _concrete(proto: TypeProto) -> Shape | None:
+def concrete(proto: TypeProto) -> Shape | None:
+    """The shape of a tensor type, None where a size is not known."""
     if not proto.HasField("tensor_type") or not proto.tensor_type.HasField("shape"):
         return None
     dims = proto.tensor_type.shape.dim

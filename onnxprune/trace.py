@@ -21,7 +21,7 @@ from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.feeds import Binding, Shape, random_feeds
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, branch_bodies, inner_names, results_of
 from onnxprune.graph import FLOATS, Graph, Wires, attributes
-from onnxprune.kinds import Kind, Kinds, Value, says_sizes
+from onnxprune.kinds import Kind, Kinds, Value, concrete, says_sizes
 from onnxprune.sessions import program, run, watched
 from onnxprune.sizing import bindings, nearer
 from onnxprune.sparse import Sparse
@@ -293,18 +293,22 @@ def _either(a: TypeProto | None, b: TypeProto | None) -> TypeProto | None:
 
 
 def _without_axis(kind: TypeProto | None, axis: int) -> TypeProto | None:
+    """The type of a slice; of unknown rank where the rank is not known."""
     if kind is None:
         return None
     made = TypeProto()
     made.CopyFrom(kind)
-    del made.tensor_type.shape.dim[axis]
+    if made.tensor_type.HasField("shape"):
+        del made.tensor_type.shape.dim[axis]
     return made
 
 
 def _with_axis(kind: TypeProto | None, axis: int, length: int | None) -> TypeProto | None:
-    if kind is None or length is None:
+    """The type of slices put together; None where a size is not known."""
+    shape = None if kind is None else concrete(kind)
+    if kind is None or shape is None or length is None:
         return None
-    sizes = [d.dim_value for d in kind.tensor_type.shape.dim]
+    sizes = list(shape)
     sizes.insert(axis % (len(sizes) + 1), length)
     return helper.make_tensor_type_proto(kind.tensor_type.elem_type, sizes)
 

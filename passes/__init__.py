@@ -11,6 +11,7 @@ from onnxprune.passes.merge_units import MergeUnits
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
+from onnxprune.passes.reshape_views import ReshapeViews
 from onnxprune.passes.rotate_units import RotateUnits
 from onnxprune.passes.take_branches import TakeBranches
 
@@ -19,6 +20,7 @@ PASSES = (
     InlineFunctions,
     TakeBranches,
     FoldConstants,
+    ReshapeViews,
     DropZeroStates,
     RemoveDead,
     DropLayers,
@@ -27,7 +29,7 @@ PASSES = (
     Prune,
     *RECOVERING,
 )
-PREPARE = "inline-functions,take-branches,fold-constants,drop-zero-states,remove-dead"
+PREPARE = "inline-functions,take-branches,fold-constants,reshape-views,drop-zero-states,remove-dead"
 DEFAULT = f"{PREPARE},prune,remove-dead"
 LOSSLESS = f"{PREPARE},absorb-constants,drop-layers,prune,remove-dead"
 

@@ -25,6 +25,7 @@ from onnxprune.sessions import run
 from onnxprune.storage import PACKED, tensor
 
 SMALL_BYTES = 256  # results up to this size are always worth storing
+WINDOWS = ("BlackmanWindow", "HammingWindow", "HannWindow")  # whose ends are 0 by onnx, 1e-8 by ONNX Runtime
 EXTERNAL_BYTES = 1 << 30  # of constants that are not in memory: folding stores results in memory
 
 
@@ -95,15 +96,21 @@ def _carried_round(graph: Graph) -> dict[str, str]:
 
 
 def _known_values(graph: Graph, state: State) -> dict[str, NDArray[Any]]:
-    """Outputs of nodes whose values are the same in every run, and small enough to store."""
+    """Outputs of nodes whose values are the same in every run, and small enough to store; not windows and what follows
+    from them, which ONNX Runtime computes (`_computed`).
+    """
     found: dict[str, NDArray[Any]] = {}
     outputs = {o.name for o in graph.outputs}
+    left: set[str] = set()
     facts = state.facts
     for node, wires in zip(graph.nodes, graph.wires, strict=True):
         values = {o: v for o in wires.outputs if o and (v := facts.static(o)) is not None}
         if len(values) < sum(map(bool, wires.outputs)) or not outputs.isdisjoint(wires.outputs):
             continue
         if wires.operator == "Constant" or not is_standard(node):
+            continue
+        if wires.operator in WINDOWS or not left.isdisjoint(wires.inputs):
+            left.update(values)
             continue
         given = sum(facts.values[n].nbytes for n in wires.inputs if n in graph.constants and n in facts.values)
         if all(v.nbytes <= max(SMALL_BYTES, given) for v in values.values()):

@@ -74,6 +74,21 @@ def test_three_sizes(title: str) -> None:
         check(state, result, {"x": tuple(d.dim_value or next(free) for d in dims)})
 
 
+STRIDED_VIEW = (
+    "(float[N,2,4,4] x) => (float[N,3] y) <float[6,2,1,1] A, float[6,3] B, int64 z = {0}, int64 o = {1}, int64 c = {6},"
+    " int64[1] w = {-1}, int64[2] hw = {2,3}, int64[3] u = {1,2,3}, int64[1,6,1,1] i = {0,1,2,3,4,5}> { h = Conv(x, A)"
+    " p = ReduceMean(h, hw) f = Reshape(p, w) s = Shape(x) n = Gather(s, z) r = Range(z, n, o) m = Mul(r, c)"
+    " e = Unsqueeze(m, u) k = Add(e, i) g = Gather(f, k) v = Flatten(g) y = MatMul(v, B) }"
+)
+
+
+def test_a_view_by_computed_indices_does_not_freeze_what_it_shows() -> None:
+    state, result = pruned(build(STRIDED_VIEW))
+    assert list(state.cuts[0].plan.keep) == ["A:0"]
+    for n in (1, 2, 5):
+        check(state, result, {"x": (n, 2, 4, 4)})
+
+
 @pytest.mark.parametrize("name", ["mnist_cnn", "mnist_vit", "langid_gru"])
 def test_three_batch_sizes_of_trained_models(name: str) -> None:
     state, result = pruned(MODELS / f"{name}.onnx")

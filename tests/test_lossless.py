@@ -134,6 +134,9 @@ NETS = [
         " C"),
         "A:0[3]=0 A:0[5]=0 C:0[5]=0", "A:0[5]"),
     Case("gate needs one", vector("k = MatMul(x, C) g = Mul(h, k)", "float[4,8] C"), "A:1[1]=0 C:1[3]=0", "A:1[1,3]"),
+    Case("zero by zero is no number", vector("q = Div(h, h) n = IsNaN(q) g = Cast <to = 1> (n)"), "A:1[1]=0", ""),
+    Case("zero times infinity is no number", vector("q = Mul(h, c) n = IsNaN(q) g = Cast <to = 1> (n)", "float[8] c"),
+        "A:1[1,3]=0 c[1]=inf", "A:1[3]"),
     Case("concat", vector("k = MatMul(x, C) c = Concat <axis = 1> (h, k) g = Relu(c)", "float[4,6] C").replace("[8,3]"
         " B", "[14,3] B"),
         "A:1[7]=0 C:1[0,2]=0", "A:1[7] C:1[0,2]"),

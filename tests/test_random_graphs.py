@@ -56,12 +56,28 @@ def check(b: Builder, seed: int) -> TypedGraph:
     if b.valid:
         onnx.checker.check_model(model)
     typed = typed_model(model)
+    if is_broken(b, model):
+        return typed
     runs = b.opset < REFERENCE_OPSET
     for masks in some(typed, seed):
         pruned = check_cut(typed, masks, runs, b.valid, tries(model))
         if not runs:
             check_by_reference(typed, masks, pruned)
     return typed
+
+
+def is_broken(b: Builder, model: ModelProto) -> bool:
+    """Whether ONNX Runtime's optimisations make a graph that it refuses of one that it runs without them (int8 and
+    uint8 around a Reshape were met): nobody can use such a model, nor is it pruned.
+    """
+    if b.opset >= REFERENCE_OPSET:
+        return False
+    session(model, optimise=False)
+    try:
+        session(model)
+    except Exception:  # ONNX Runtime's own exceptions share no base class
+        return True
+    return False
 
 
 def test_every_ruled_operator_is_covered() -> None:
@@ -92,7 +108,9 @@ def _is_free(axes: list) -> bool:
 
 
 @given(SEEDS)
-@example(700087109)  # a kernel that writes over its input, which an output keeps from it, in sections too
+@example(700087109)  # a kernel whose result must not lie in a buffer used before, in sections too
+@example(78172573)  # ONNX Runtime's optimisations break it
+@example(131689)  # as above, with a buffer that no input of the kernel is in
 def test_what_is_free_can_be_cut(seed: int) -> None:
     check(random_graph(Random(seed)), seed)
 
@@ -105,6 +123,8 @@ def test_default_pipeline(seed: int) -> None:
     if b.opset >= REFERENCE_OPSET:
         return
     model = b.model()
+    if is_broken(b, model):
+        return
     state = State(load(model), budget=Budget(ratio=0.5, scope="local"))
     PassManager(parse(DEFAULT, PASSES)).run(state)
     done = state.cuts[0]

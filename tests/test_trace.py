@@ -172,3 +172,12 @@ def test_a_branch_that_does_not_fit_the_second_sizes() -> None:
     state = State(graph, pair)
     PassManager(parse(PREPARE, PASSES)).run(state)
     assert free_dims(state.typed) == "A:0=8 C:0=6"
+
+
+def test_a_scan_over_slices_of_unknown_rank() -> None:
+    """The shape that a Reshape is given may have any number of entries: inference leaves the rank open."""
+    model = build(
+        "(float[N,4] x, int64[M] s) => (float[?,?] y) { r = Reshape(x, s)"
+        " y = Scan <num_scan_inputs = 1, body = b (e) => (f) { f = Relu(e) }> (r) }"
+    )
+    assert "y" not in trace(load(model), ask=False).shapes

@@ -19,7 +19,9 @@ from onnxprune.rules import elementwise, movement
 
 
 def _pointwise(c: Constancy, i: int) -> dict[int, Values]:
-    """The operator itself, applied to the constants; a product with zero is zero whatever the other side holds."""
+    """The operator itself, applied to the constants; a product with zero is zero whatever the other side holds, but for
+    what is known to give no number: 0 / 0, 0 * infinity.
+    """
     node = c.typed.graph.nodes[i]
     inputs = range(len(node.input))
     made: Values = {}
@@ -51,9 +53,13 @@ def _apply(c: Constancy, i: int, args: list[NDArray[np.float64]]) -> NDArray[np.
     known = ~np.any([np.isnan(args[j]) for j in given], axis=0)
     made = np.full(args[0].size, np.nan)
     if node.op_type in ("Mul", "And"):
-        made[np.any([args[j] == 0 for j in given], axis=0)] = 0
+        zero = np.any([args[j] == 0 for j in given], axis=0)
+        infinite = np.any([np.isinf(args[j]) for j in given], axis=0)
+        made[zero & ~infinite] = 0
+        known &= ~(zero & infinite)
     elif node.op_type == "Div":
-        made[args[0] == 0] = 0
+        made[(args[0] == 0) & (args[1] != 0)] = 0
+        known &= (args[0] != 0) | (args[1] != 0)
     elif node.op_type == "Where":
         made[args[1] == args[2]] = args[1][args[1] == args[2]]
     if known.any():

@@ -41,7 +41,7 @@ from onnxprune.validate.masked import masked_original
 from onnxprune.validate.sections import Sections, find_cuts, picks
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-OVERWRITTEN = {"com.microsoft.MoE": 0}  # inputs that a CPU kernel of ONNX Runtime 1.31 writes its result over
+OWN_BUFFER = ("com.microsoft.MoE",)  # where ONNX Runtime 1.31 gives a wrong result if it lies in a buffer used before
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,10 @@ def _says_something(outputs: Sequence[Sequence[Any]]) -> bool:
 
 
 def _watched(graph: Graph, names: Sequence[str]) -> Graph:
-    """With outputs `names`, and with what a kernel would write over as outputs too, so that it is kept."""
+    """With outputs `names`, and with results that need a buffer of their own as outputs too, which have one."""
     inner = inner_names(graph.nodes)
-    lost = [n.input[OVERWRITTEN[operator(n)]] for n in graph.nodes if operator(n) in OVERWRITTEN]
-    return watched(graph, [*names, *(n for n in lost if n in graph.producer and n not in inner)])
+    alone = [n.output[0] for n in graph.nodes if operator(n) in OWN_BUFFER]
+    return watched(graph, [*names, *(n for n in alone if n not in inner)])
 
 
 def _reference_outputs(model: Program, names: Sequence[str], feeds: Sequence[Feeds]) -> list[list[Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from onnxprune.sessions import run
 from tests.common import build
 from tests.passes.cases import Case, check, passed, same_outputs
 
@@ -118,3 +120,13 @@ def test_a_constant_that_a_loop_carries_round_is_read_where_it_is() -> None:
     made = graph.to_proto()
     same_outputs(model, made)
     assert not passed(made, "fold-constants")[1][-1].modified
+
+
+@pytest.mark.parametrize("op", ["BlackmanWindow", "HammingWindow", "HannWindow"])
+def test_windows_are_those_of_the_runtime(op: str) -> None:
+    """To the last bit: at its ends a window is 0 or nearly so, and what is read there only is as large as that."""
+    text = f"(float[N,10] x) => (float[N,10] y) <int64 n = {{10}}> {{ w = {op} <periodic = 0> (n) y = Add(x, w) }}"
+    model = build(text)
+    graph, _ = passed(model, "fold-constants")
+    want = run(model, {"x": np.zeros((1, 10), np.float32)})["y"]
+    assert np.array_equal(graph.array("w")[None], want)

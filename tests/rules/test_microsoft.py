@@ -375,7 +375,7 @@ def test_check_can_fail(row: Row) -> None:
 
 
 def test_experts_see_their_input() -> None:
-    """ONNX Runtime's kernel writes over its input, where nothing else reads it; the check keeps that from happening."""
+    """ONNX Runtime's kernel is wrong where its result lies in a buffer used before; the check gives it its own."""
     typed = typed_model(build(experts()))
     masks = next(plans(typed))
     wrong = cut(typed, masks).to_proto()
