@@ -195,6 +195,16 @@ def test_long_runs_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(kind == "run" for kind, _ in machine.log) == 2 * 2 * latency.MIN_SESSIONS
 
 
+def test_slow_runs_are_not_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first run of a session is its round: one run of each model for each time that they are opened."""
+    monkeypatch.setitem(COSTS, "slow", 10.0)
+    machine = on(Machine(), monkeypatch)
+    found = compare(["slow", "fast"], {}, seconds=1)
+    assert (found.sessions, found.rounds) == (latency.MIN_SESSIONS, latency.MIN_SESSIONS)
+    assert machine.log.count(("run", "slow")) == latency.MIN_SESSIONS
+    assert [t.median_ms for t in found.timings] == pytest.approx([10_000, 1])
+
+
 def test_progress_tells_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     on(Machine(), monkeypatch)
     told: list[tuple[str, float, float]] = []

@@ -34,6 +34,7 @@ MIN_ROUNDS, MAX_ROUNDS = 3, 1000  # of one set of sessions at least, of all at m
 MIN_SAMPLE_SECONDS = 0.001  # shorter runs are repeated within a sample, above the clock's jitter, below a time slice
 TRIES = 4  # of a sample that is interrupted
 LONG_SECONDS = 0.1  # a run that takes longer is interrupted each time on a machine that has anything else to do
+SLOW_SECONDS = 1.0  # a run that takes longer warms nothing up that can be told: it is a sample itself
 RESAMPLES = 1000
 WIDE = 0.1  # of the ratio: an interval wider than this says little
 resource: Any = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
@@ -136,8 +137,8 @@ def compare(
     progress: Progress = silent,
 ) -> Comparison:
     """Time models on one feed for about `seconds` in all, opening them included (at least MIN_SESSIONS times, with
-    MIN_ROUNDS rounds each, or one where a run takes LONG_SECONDS). Errors of ONNX Runtime come
-    through.
+    MIN_ROUNDS rounds each, or one where a run takes LONG_SECONDS, and that without warming up where it takes
+    SLOW_SECONDS). Errors of ONNX Runtime come through.
     """
     rng = np.random.default_rng(seed)
     start = time.perf_counter()
@@ -170,10 +171,13 @@ def _rounds(
     began = time.perf_counter()
     jobs = {int(k): open_session(models[k], settings) for k in rng.permutation(len(models))}
     took = {k: _warmed_up(job, feeds) for k, job in jobs.items()}
-    repeats = {k: max(1, math.ceil(MIN_SAMPLE_SECONDS / max(t, 1e-6))) for k, t in took.items()}
+    longest = max(sample.wall for sample in took.values())
+    if longest >= SLOW_SECONDS:
+        return [[took[k] for k in range(len(models))]]
+    repeats = {k: max(1, math.ceil(MIN_SAMPLE_SECONDS / max(s.wall, 1e-6))) for k, s in took.items()}
     now = time.perf_counter()
     end = now + min(max(seconds / SESSIONS, now - began), seconds / MIN_SESSIONS)
-    least = MIN_ROUNDS if max(took.values()) < LONG_SECONDS else 1
+    least = MIN_ROUNDS if longest < LONG_SECONDS else 1
     rounds: list[list[Sample]] = []
     while len(rounds) < least or (time.perf_counter() < end and len(rounds) < MAX_ROUNDS):
         found = {
@@ -183,10 +187,10 @@ def _rounds(
     return rounds
 
 
-def _warmed_up(job: Any, feeds: Feeds) -> float:
-    """Seconds of a run, the second one where the first did not take long."""
-    first = _sample(job, feeds, 1).wall
-    return first if first >= LONG_SECONDS else _sample(job, feeds, 1).wall
+def _warmed_up(job: Any, feeds: Feeds) -> Sample:
+    """A run, the second one where the first did not take long."""
+    first = _sample(job, feeds, 1)
+    return first if first.wall >= LONG_SECONDS else _sample(job, feeds, 1)
 
 
 def _timing(times: Sequence[Times], reference: Sequence[Times], seed: int) -> Timing:
