@@ -75,8 +75,10 @@ def _simpler(model: ModelProto, wanted: Sequence[str]) -> ModelProto:
             kept.append(node)
             needed.update(node.input, captured(node))
     outputs = [o for o in graph.output if o.name in wanted]
-    del graph.node[:], graph.initializer[:], graph.output[:]
+    inputs = [i for i in graph.input if i.name in needed or i.name not in tensors]  # IR version 3 lists initialisers
+    del graph.node[:], graph.initializer[:], graph.output[:], graph.input[:]
     graph.node.extend(reversed(kept))
+    graph.input.extend(inputs)
     graph.initializer.extend(t for n, t in tensors.items() if n in needed)
     graph.output.extend(outputs)
     return model

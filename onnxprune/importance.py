@@ -56,7 +56,8 @@ class Importance:
             one = _one(typed, next(iter(feeds)))
             sizes = (math.prod(typed.facts.shapes.get(n, ())) for node in typed.graph.nodes for n in node.output)
             fitting = HELD_BYTES / max(COPIES * 4 * one * sum(sizes), 1)
-            if not typed.graph.is_large and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
+            targets = any(True for _ in _targets(typed.graph)) and not typed.graph.is_large
+            if targets and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
                 try:
                     self._made = list(_weights(typed.graph, feeds, int(min(fitting, CHUNK))))
                 except Exception:  # onnx-ad, or ONNX Runtime in what it made, do not know the graph
@@ -87,10 +88,10 @@ def drawn(weights: NDArray[np.floating], count: int, rng: np.random.Generator) -
 def _weights(graph: Graph, feeds: Iterable[Feeds], chunk: int) -> Iterator[dict[str, Weights]]:
     rng = np.random.default_rng(0)
     programs: dict[tuple[Shape, ...], _Rows] = {}
-    ranked = [v.name for v in graph.inputs if v.type.tensor_type.shape.dim]
-    free = bool(ranked) and all(v.type.tensor_type.shape.dim[0].dim_value <= 1 for v in graph.inputs)
+    ranked = [v for v in graph.inputs if v.type.tensor_type.shape.dim]
+    free = bool(ranked) and all(v.type.tensor_type.shape.dim[0].dim_value <= 1 for v in ranked)
     for feed in feeds:
-        count = {feed[n].shape[0] for n in ranked}
+        count = {feed[v.name].shape[0] for v in ranked}
         cut = min(chunk, *count) if free and len(count) == 1 else 0
         pieces = list(_pieces(feed, cut)) if cut else [feed]
         found: list[Mapping[str, NDArray[np.float32]]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from onnxprune import adjoint, sessions
 from onnxprune.budget import Budget
@@ -92,3 +93,15 @@ def test_transposed_convolutions_are_replaced_exactly(attributes: str, monkeypat
     assert fast.keys() == plain.keys() and "h" in fast
     for name, weights in plain.items():
         np.testing.assert_allclose(fast[name], weights, rtol=2e-3, atol=1e-3)
+
+
+def test_a_scalar_input_and_initialisers_among_the_inputs() -> None:
+    model = build(
+        """(float[n,4] x, float q) => (float[n,3] y) <float[4,6] a, float[6,3] b> {
+        h = MatMul(x, a) g = Relu(h) k = MatMul(g, b) y = Mul(k, q) }"""
+    )
+    model.ir_version = 3
+    model.graph.input.extend(helper.make_tensor_value_info(t.name, 1, t.dims) for t in model.graph.initializer)
+    feeds = [{"x": np.ones((5, 4), np.float32), "q": np.ones((), np.float32)}]
+    (weights,) = found(typed_model(model), feeds)
+    assert weights["h"].shape == (5, 1)
