@@ -2,12 +2,14 @@
 
 Least squares takes every position of every sample for as important as any other, but a network looks at few of them: a
 max over positions lets one through, a classifier sees the object and not the sky. To second order, an error e at an
-output costs (g . e)^2, g being the gradient of the loss of `gradients`; summed over channels and with the cross terms
+output costs (g . e)^2, g being the gradient (`losses.loss_gradient`); summed over channels and with the cross terms
 left out, that is a weight for each row (as in Kim et al. 2025, "GuidedQuant", for groups of channels). Recovery draws
 rows in that proportion, some of them evenly.
 
-Rows count alike where onnx-ad cannot differentiate the graph, a pass over the data takes more than WORK, or a sample
-more than HELD_BYTES.
+Rows count alike where outputs have positions of their own, such as the steps of a text line or the pixels of a map: the
+model is sure of most of them, so gradients vanish there, and still they can be lost (a recogniser of text lost most of
+its lines that way). So they do where onnx-ad cannot differentiate the graph, where a pass over the data takes more than
+WORK, or a sample more than HELD_BYTES.
 """
 
 from __future__ import annotations
@@ -56,13 +58,19 @@ class Importance:
             one = _one(typed, next(iter(feeds)))
             sizes = (math.prod(typed.facts.shapes.get(n, ())) for node in typed.graph.nodes for n in node.output)
             fitting = HELD_BYTES / max(COPIES * 4 * one * sum(sizes), 1)
-            targets = any(True for _ in _targets(typed.graph)) and not typed.graph.is_large
-            if targets and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
+            if _is_meant(typed) and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
                 try:
                     self._made = list(_weights(typed.graph, feeds, int(min(fitting, CHUNK))))
                 except Exception:  # onnx-ad, or ONNX Runtime in what it made, do not know the graph
                     self._made = []
         return self._made
+
+
+def _is_meant(typed: TypedGraph) -> bool:
+    """Whether there are products to weigh, and one answer for each sample."""
+    shapes = [typed.facts.shapes.get(o.name, ()) for o in typed.graph.outputs]
+    single = all(math.prod(s[2:]) == 1 for s in shapes)
+    return single and not typed.graph.is_large and any(True for _ in _targets(typed.graph))
 
 
 def _one(typed: TypedGraph, feed: Feeds) -> float:

@@ -56,6 +56,11 @@ def test_what_has_no_derivative_counts_alike() -> None:
     assert found(typed, [{"x": np.ones((4, 4), np.float32)}]) == []
 
 
+def test_rows_count_alike_where_outputs_have_positions() -> None:
+    typed = typed_model(build(POOLED.replace("float[n,5] y", "float[n,24,40] k")))
+    assert found(typed, sequences(1)) == []
+
+
 def test_positions_are_drawn_in_proportion() -> None:
     rng = np.random.default_rng(0)
     alike = drawn(np.ones((3, 7)), 7, rng)
