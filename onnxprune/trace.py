@@ -266,7 +266,7 @@ def _control_types(
     inner = results[1:] if node.op_type == "Loop" else results
     if node.op_type == "Loop":
         trips = facts.values.get(node.input[0])
-        length = int(trips) if trips is not None and trips.size == 1 else None
+        length = int(trips.item()) if trips is not None and trips.size == 1 else None
         axes = [0] * count
     else:
         axis = own.get("scan_input_axes", [0])[0]

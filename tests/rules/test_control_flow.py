@@ -49,6 +49,7 @@ ROWS = [
         " MatMul(k, D) r = Add(s, v)"),
         "A:1=8 U:1=6"),
     Row("Loop", "scan output", CONTINUED, "A:1=8", "o:0=control-flow"),
+    Row("Loop", "trip count in a list", CONTINUED.replace("int64 n", "int64[1] n"), "A:1=8", "o:0=control-flow"),
     Row("Loop", "with a branch", NESTED, "A:1=8"),
     Row("Scan", "rows", SCAN.format(""), "A:1=8", "h:0=graph-input"),
     Row("Scan", "states", STATES, "A:1=8"),
