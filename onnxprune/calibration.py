@@ -23,7 +23,7 @@ from onnxprune.graph import operator
 from onnxprune.importance import Importance, Weights, drawn
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
-from onnxprune.regression import GRAM_LIMIT, product, wanted_rows
+from onnxprune.regression import GRAM_LIMIT, product, usable, wanted_rows
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
 from onnxprune.tokens import counted, token_mask
@@ -196,6 +196,7 @@ class Calibration:
                     if x.ndim == 4
                     else x.reshape(1, -1, x.shape[-1])
                 )
+                x, _ = usable(x, x[..., :0])
                 sums[i, j] = sums.get((i, j), 0.0) + product(x, x)
         return {i: (sums[i, 0], sums[i, 1]) for i in nodes}
 
@@ -347,6 +348,7 @@ class _Sums:
         columns = columns.reshape(columns.shape[0], -1, columns.shape[3])
         if valid is not None:
             columns = columns[:, np.take_along_axis(valid, np.atleast_2d(picks), 1).reshape(-1)]
+        columns, _ = usable(columns, columns[..., :0])
         if not columns.shape[1]:
             return
         self.shift = columns.mean(1) if self.shift is None else self.shift
@@ -357,6 +359,9 @@ class _Sums:
         self.xx[held] = self.xx[held] + square
 
     def finish(self) -> Gram:
+        if self.shift is None:  # there was no row of finite numbers
+            g, k, _ = self.linear.size
+            return Gram(1, np.zeros((g, k)), np.zeros((g, k) if self.plain else (g, k, k), np.float32))
         if self.plain or not all(self.n):
             return self._gram(sum(self.n), self.x[0] + self.x[1], self.xx[0] + self.xx[1])
         fit, held = (self._gram(*sums) for sums in zip(self.n, self.x, self.xx, strict=True))

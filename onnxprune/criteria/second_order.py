@@ -93,8 +93,8 @@ def sweep(readers: Sequence[Reader], size: int) -> Curve:
         alone = np.zeros(size)
         for w in work:
             alone += w.costs(size)
-        alone[~left] = np.inf
-        gone = np.argsort(alone, kind="stable")[: min(step, int(left.sum()) - 1)]
+        there = np.flatnonzero(left)
+        gone = there[np.argsort(alone[there], kind="stable")[: min(step, there.size - 1)]]
         start = errors[-1]
         total = sum(w.remove(gone) for w in work)
         shares = np.cumsum(alone[gone]) / max(float(alone[gone].sum()), 1e-300)
