@@ -244,7 +244,7 @@ class Calibration:
             for x in here:
                 mask = tokens[k] if tokens else None
                 drawn_by = self._weights(x, weights[k]) if weights else None
-                sums[x.view].add(got[x.data], self._shape(x), self.samples, rng, self.is_held(k), mask, drawn_by)
+                sums[x.view].add(got[x.data], self.samples, rng, self.is_held(k), mask, drawn_by)
         self._grams |= {v: s.finish() for v, s in sums.items()}
         return {k: self._grams[x.view] for k, x in linears.items()}
 
@@ -262,9 +262,6 @@ class Calibration:
                 sums[place].add(np.moveaxis(got[place[0]], place[1], 0))
         self._statistics |= {p: s.finish() for p, s in sums.items()}
         return self._statistics
-
-    def _shape(self, linear: Linear) -> tuple[int, ...]:
-        return self.typed.facts.shapes[linear.node.output[0]]
 
     def watch(
         self, tensors: Iterable[str], labels: Sequence[tuple[str, Any]], sums: Mapping[str, int] | None = None
@@ -325,7 +322,6 @@ class _Sums:
     def add(
         self,
         data: Array,
-        out: tuple[int, ...],
         samples: int,
         rng: np.random.Generator,
         held: bool,
@@ -334,6 +330,7 @@ class _Sums:
     ) -> None:
         """Take in one feed; `tokens` (N, L): those that count; `weights` (N, P): what rows are drawn by."""
         x = self.linear
+        out = x.result(data.shape)
         count = x.positions(out)
         if not data.shape[0] or not count:
             return

@@ -133,6 +133,28 @@ class Linear:
         """Rows that one sample gives, for an output of shape `out`: (N, O, *S) or (N, ..., O)."""
         return math.prod(out[2:]) if self.is_conv else math.prod(out[1:-1])
 
+    def result(self, data: Shape) -> Shape:
+        """The shape of its output for an input of shape `data`."""
+        g, _, o = self.size
+        if not self.is_conv:
+            return (*data[:-1], o)
+        rank = len(self.kernel)
+        strides, dilations = (list(self.attrs.get(n, [1] * rank)) for n in ("strides", "dilations"))
+        spans = [(k - 1) * d + 1 for k, d in zip(self.kernel, dilations, strict=True)]
+        pads = list(self.attrs.get("pads", [0] * 2 * rank))
+        auto = self.attrs.get("auto_pad", b"NOTSET").decode()
+        pads = [0] * 2 * rank if auto == "VALID" else pads
+        rest = [e - a - b for e, a, b in zip(spans, pads[:rank], pads[rank:], strict=True)]
+        if self.transposed:
+            more = self.attrs.get("output_padding", [0] * rank)
+            made = [(n - 1) * s + r + m for n, s, r, m in zip(data[2:], strides, rest, more, strict=True)]
+            made = list(self.attrs.get("output_shape", made))[-rank:]
+        else:
+            made = [(n - r) // s + 1 for n, s, r in zip(data[2:], strides, rest, strict=True)]
+        if auto.startswith("SAME") and "output_shape" not in self.attrs:
+            made = [n * s if self.transposed else -(-n // s) for n, s in zip(data[2:], strides, strict=True)]
+        return (data[0], g * o, *made)
+
     def columns(self, x: Array, out: Shape, picks: NDArray[np.int64]) -> Array:
         """x at the picked positions, (P,) of every sample or (N, P) of each: (N, G, P, K) for N samples."""
         if not self.is_conv:
@@ -236,6 +258,14 @@ class Gates(Linear):
         if self.slot == 1:
             return weight.transpose(2, 0, 1).reshape(self.size)
         return weight.transpose(0, 2, 1)
+
+    def result(self, data: Shape) -> Shape:
+        """That of Y, for X (slot 1) or Y itself of shape `data`."""
+        if self.slot == 2:
+            return data
+        directions, hidden = self.dims[0], int(self.attrs["hidden_size"])
+        first, second, _ = data
+        return (first, second, directions, hidden) if self._batch_first else (first, directions, second, hidden)
 
     def positions(self, out: Shape) -> int:
         """The batch, or the steps where the batch comes first; `out` is that of Y."""

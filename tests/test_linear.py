@@ -61,6 +61,7 @@ def test_columns_times_matrix_is_the_output(case: str) -> None:
     matrix = linear.matrix(graph.array("w"))
     g, _, o = linear.size
     assert matrix.shape == linear.size
+    assert linear.result(feeds["x"].shape) == y.shape
     bias = graph.array("b").reshape(-1) * linear.beta if "b" in graph.constants else np.zeros(1)
     made = linear.columns(feeds["x"], y.shape, picks) @ matrix + np.broadcast_to(bias, g * o).reshape(g, 1, o)
     np.testing.assert_allclose(made, linear.rows(y, picks), atol=1e-4)

@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from onnxprune import sessions
 from onnxprune.budget import Budget
+from onnxprune.calibration import Calibration
 from onnxprune.manager import State
 from onnxprune.reading import load
 from onnxprune.recurrence import Layer, Part, Steps, start, steps, targets
+from onnxprune.sizing import running_pair
 from tests.common import build
 from tests.test_recovery import error, run
 
@@ -131,3 +133,19 @@ def test_states_that_the_model_does_not_show_are_looked_at_too() -> None:
     assert not found.left and state.graph.nodes[1].output[0] == ""
     assert len(found.mended) == 2
     assert error(graph, state.graph, feeds[6:]) < 0.9 * error(graph, found.before, feeds[6:])
+
+
+def test_feeds_need_not_be_of_one_size() -> None:
+    """A short last feed, and sequences of other lengths: all of their rows count."""
+    model = build("""(float[t,n,6] x) => (float[t,d,n,8] y) <float[6,6] a, float[1,24,6] w, float[1,24,8] r> {
+        h = MatMul(x, a) y = GRU<hidden_size=8>(h, w, r) }""")
+    graph, rng = load(model), np.random.default_rng(0)
+    sizes = ((7, 32), (9, 32), (7, 32), (5, 4), (6, 3))
+    feeds: list[sessions.Feeds] = [{"x": rng.normal(size=(*s, 6)).astype(np.float32)} for s in sizes]
+    state = State(graph, running_pair(graph, 0, {"x": feeds[0]["x"].shape}))
+    calibration = Calibration(state.typed, feeds, 100)
+    made = calibration.grams(calibration.linears.values())
+    assert {g.n for g in made.values()} == {sum(t * n for t, n in sizes)}
+    rows = np.concatenate([f["x"].reshape(-1, 6) for f in feeds])
+    first = next(x for x in calibration.linears.values() if x.data == "x")
+    np.testing.assert_allclose(made[first.key].covariance[0], np.cov(rows.T, bias=True), atol=1e-5)
