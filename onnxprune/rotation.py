@@ -186,7 +186,8 @@ def _directions(covariance: Array, use: Array) -> Array:
     """Orthonormal rows, the first k of which span what predicts the readers' outputs best, for every k."""
     n = len(covariance)
     level = max(float(np.trace(covariance)) / n, 1e-30)
-    values, vectors = np.linalg.eigh(covariance + FLOOR * level * np.eye(n))
+    values, vectors = np.linalg.eigh(covariance)
+    values = np.maximum(values, 0) + FLOOR * level  # rounding makes some negative
     root, inverse = (vectors * np.sqrt(values)) @ vectors.T, (vectors / np.sqrt(values)) @ vectors.T
     _, best = np.linalg.eigh(root @ use @ root)
     q, _ = np.linalg.qr(inverse @ best[:, ::-1])

@@ -199,6 +199,17 @@ def test_odd_data_breaks_nothing(kind: str, pipeline: str) -> None:
         assert error(graph, state.graph, feeds) <= error(graph, found.before, feeds)
 
 
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_data_ends_in_a_choice(kind: str) -> None:
+    """Also where one node makes numbers of finite data that are none."""
+    text = """(float[n,6] x) => (float[n,4] y) <float[6,8] a, float[8] b, float[8,7] e, float[7,4] c, float[4] d> {
+        h = Gemm(x, a, b) r = Relu(h) k = MatMul(r, e) l = Log(k) y = Gemm(l, c, d) }"""
+    graph = load(build(text))
+    feeds = [{"x": ODD[kind](np.random.default_rng(k).normal(size=(32, 6))).astype(np.float32)} for k in range(4)]
+    state = run(graph, feeds, Budget(ratio=0.5))
+    assert state.cuts and all(np.isfinite(state.graph.array(n)).all() for n in "abcde")
+
+
 def test_it_needs_data() -> None:
     graph = load(MODELS / "mnist_cnn.onnx")
     with pytest.raises(InputError, match="refit-least-squares needs calibration data: give --data"):

@@ -17,7 +17,7 @@ from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, in_steps
 from onnxprune.plan import Plan, choose_bases
 from onnxprune.reading import load
-from onnxprune.rotation import bind_bases, obstacles, outer_dims, places, rotated
+from onnxprune.rotation import _directions, bind_bases, obstacles, outer_dims, places, rotated
 from onnxprune.sessions import Feeds
 from onnxprune.trace import trace
 from onnxprune.validate.surgery_check import TOLERANCE, surgery_check
@@ -172,6 +172,12 @@ def test_the_first_directions_are_the_best_rank() -> None:
         kept = kept - kept.mean(0)
         lost = np.square(y - kept @ np.linalg.lstsq(kept, y, rcond=None)[0]).sum()
         assert lost == pytest.approx(values[k:].sum(), rel=0.05, abs=1e-3 * float(values.sum()))
+
+
+def test_a_covariance_that_rounding_made_indefinite_has_directions() -> None:
+    covariance = np.diag([1.0, 0.5, -1e-4, 0.0])
+    found = _directions(covariance, np.eye(4))
+    np.testing.assert_allclose(found @ found.T, np.eye(4), atol=1e-9)
 
 
 def test_a_plan_brings_its_bases_along() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -115,3 +116,9 @@ def test_many_rows_in_single_precision() -> None:
     curve = sweep([found], 200)
     gone = set(curve.order[:96].tolist())  # whole steps: within one, errors are shared out
     assert curve.errors[96] == pytest.approx(refitted_error(*rest, gone), rel=1e-3)
+
+
+def test_a_sweep_ends_where_costs_are_no_numbers() -> None:
+    found, *_ = made(8, 1, 2, 10)
+    broken = replace(found, weights=np.full_like(found.weights, np.nan))
+    assert sorted(sweep([broken], 8).order) == list(range(8))
