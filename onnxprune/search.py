@@ -33,6 +33,7 @@ from onnxprune.stopwatch import Stopwatch, slower
 from onnxprune.timing import Attempt, Clock
 from onnxprune.validate.latency import Comparison
 
+FEW = 4  # samples that may be lost: of fewer a limit cannot be judged well
 SEARCHES = 7  # for the fewest MACs that a metric allows: to within one percent of the whole
 TRIES = 6  # of a latency
 CLOSE, TOLERANCE = 0.02, 0.05  # of the wanted latency: where the search ends, and what is let pass
@@ -140,6 +141,7 @@ def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
     search.measure_curves()
     low, high = 0.0, 1.0
     best: Found | None = None
+    samples = 0
     for k in range(SEARCHES):
         macs = (low + high) / 2
         search.progress(f"{macs:.1%} of the MACs", k, SEARCHES)
@@ -148,12 +150,17 @@ def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
         except InputError:  # the least that may be kept is more
             low = macs
             continue
-        if yardstick.read("tried", program(tried.state.graph)).drop <= allowed:
+        reading = yardstick.read("tried", program(tried.state.graph))
+        samples = reading.samples
+        if reading.drop <= allowed:
             high, best = macs, tried
         else:
             low = macs
     if best is None:
         raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
+    if samples * allowed < FEW:
+        told = f"max_drop {allowed:g} was judged on {samples} samples, of which one is {1 / samples:.2g} of the whole"
+        best.state.notes.append(f"{told}: on others the loss may be larger; give more")
     return best
 
 

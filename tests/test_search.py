@@ -274,3 +274,11 @@ def test_what_a_limit_on_the_metric_is_judged_by_is_held_back(samples: int, judg
     made = onnxprune.prune(build(MLP), max_drop=0.5, data={"x": x}, samples=samples, allow_slower=True)
     assert {m.samples for m in made.report.metrics} == {judged}
     assert made.report.metrics[-1].drop <= 0.5
+    assert not any("was judged on" in n for n in made.report.notes)
+
+
+def test_a_limit_that_few_samples_judge_is_told() -> None:
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    made = onnxprune.prune(build(MLP), max_drop=0.2, data={"x": x}, samples=512, allow_slower=True)
+    (note,) = [n for n in made.report.notes if "was judged on" in n]
+    assert note.startswith("max_drop 0.2 was judged on 16 samples, of which one is 0.062 of the whole")
