@@ -110,8 +110,9 @@ class Rows:
         start = old if before < self.error(*start) else start
         errors = [self.error(*start), *(self.error(*r) for r in self._walk(self._joined((0,)), *start, found.penalty))]
         rounds = int(np.argmin(errors))
-        if rounds:
-            m, c = list(islice(self._walk(self._joined((0, 1)), *start, found.penalty), rounds))[-1]
+        walked = list(islice(self._walk(self._joined((0, 1)), *start, found.penalty), rounds)) if rounds else []
+        if walked:  # all rows together may be too many
+            m, c = walked[-1]
             m = stored(m)
             if (after := self.error(m, c)) < errors[0]:
                 return Solution(m, c, before, after, found.penalty)
