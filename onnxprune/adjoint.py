@@ -13,7 +13,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 from onnxprune.errors import InputError
-from onnxprune.graph import attributes, captured
+from onnxprune.graph import Graph, attributes, captured
+from onnxprune.padding import with_plain_padding
+from onnxprune.sessions import Feeds
 from onnxprune.trace import Trace
 
 OPSET = 17  # older graphs are converted first: some of their operators have no derivative
@@ -21,9 +23,32 @@ PREFIX = "onnxprune.adjoint."  # of the names of gradients
 OTHERS = "choose a criterion without gradients, such as wanda or flap"
 
 
-def differentiate(model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], who: str) -> ModelProto:
+def has_batch(graph: Graph) -> bool:
+    """Whether samples can be told apart: every input with axes has a free first one."""
+    ranked = [v.type.tensor_type.shape.dim[0] for v in graph.inputs if v.type.tensor_type.shape.dim]
+    return bool(ranked) and not any(d.dim_value > 1 for d in ranked)
+
+
+def opened(
+    graph: Graph, nodes: Sequence[NodeProto], facts: Trace, inputs: Feeds, like: Mapping[str, str]
+) -> ModelProto:
+    """The model of a graph with other `nodes`, ready to be differentiated: of fixed shapes, with further `inputs`. The
+    tensors that the nodes make besides are `like` those of the graph.
+    """
+    model = with_plain_padding(graph.replace(nodes), facts).to_proto()
+    for name, array in inputs.items():
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+        model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+    _state_shapes(model, facts, like)
+    return model
+
+
+def differentiate(
+    model: ModelProto, inputs: Sequence[str], outputs: Sequence[str], who: str, finite: bool = False
+) -> ModelProto:
     """A model with the inputs of `model` and a gradient (*shape, 1) for each of its `outputs`, that gives those for
-    `inputs`; all named with PREFIX. InputError where onnx-ad cannot differentiate.
+    `inputs`; all named with PREFIX. `finite`: what is masked out is finite, so a product will do for the mask.
+    InputError where onnx-ad cannot differentiate.
     """
     from onnx_ad import UnsupportedOperator, reverse  # which few runs need
 
@@ -36,10 +61,10 @@ def differentiate(model: ModelProto, inputs: Sequence[str], outputs: Sequence[st
         raise InputError(
             f"{who} takes gradients, and onnx-ad cannot differentiate this model: {error}; {OTHERS}"
         ) from error
-    return _simpler(made, [PREFIX + n for n in inputs])
+    return _simpler(made, [PREFIX + n for n in inputs], finite)
 
 
-def state_shapes(model: ModelProto, facts: Trace, gated: Mapping[str, str]) -> None:
+def _state_shapes(model: ModelProto, facts: Trace, gated: Mapping[str, str]) -> None:
     """Declare the concrete shapes of inputs, outputs and activations; those in `gated` are like others."""
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
@@ -64,11 +89,11 @@ def _recent(model: ModelProto) -> ModelProto:
         return model
 
 
-def _simpler(model: ModelProto, wanted: Sequence[str]) -> ModelProto:
+def _simpler(model: ModelProto, wanted: Sequence[str], finite: bool) -> ModelProto:
     """The same function, of the wanted outputs only."""
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
-    made = [m for n in graph.node for m in _masked(n, tensors) or _convolved(n, tensors) or [n]]
+    made = [m for n in graph.node for m in (finite and _masked(n, tensors)) or _convolved(n, tensors) or [n]]
     needed, kept = set(wanted), list[NodeProto]()
     for node in reversed(made):
         if not needed.isdisjoint(node.output):

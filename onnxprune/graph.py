@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +144,13 @@ class Graph:
             for name in wires.captured:
                 found.setdefault(name, []).append((i, -1))
         return found
+
+    def unused_name(self, stem: str, besides: Container[str] = ()) -> str:
+        """The stem, or with a number behind it, that no tensor of the graph has, nor of some `besides`."""
+        k = 0
+        while (name := f"{stem}{k or ''}") in self.tensors or name in self.producer or name in besides:
+            k += 1
+        return name
 
     def array(self, name: str) -> NDArray[Any]:
         """A constant as a read-only array; small ones are kept, large ones are read or decoded at each call."""

@@ -22,14 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from onnxprune.adjoint import PREFIX, differentiate, state_shapes
+from onnxprune.adjoint import PREFIX, differentiate, has_batch, opened
 from onnxprune.cost import macs
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Linear, linears
 from onnxprune.losses import loss_gradient
-from onnxprune.padding import with_plain_padding
 from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import trace
 from onnxprune.writing import serialize
@@ -97,7 +96,7 @@ def _weights(graph: Graph, feeds: Iterable[Feeds], chunk: int) -> Iterator[dict[
     rng = np.random.default_rng(0)
     programs: dict[tuple[Shape, ...], _Rows] = {}
     ranked = [v for v in graph.inputs if v.type.tensor_type.shape.dim]
-    free = bool(ranked) and all(v.type.tensor_type.shape.dim[0].dim_value <= 1 for v in ranked)
+    free = has_batch(graph)
     for feed in feeds:
         count = {feed[v.name].shape[0] for v in ranked}
         cut = min(chunk, *count) if free and len(count) == 1 else 0
@@ -151,13 +150,9 @@ class _Rows:
                 zero, moved[name] = f"onnxprune.zero.{len(self.zeros)}", f"{name}.moved"
                 self.zeros[zero], self.names[zero] = np.zeros(facts.shapes[name], kind), name
                 nodes.append(helper.make_node("Add", [name, zero], [moved[name]]))
-        model = with_plain_padding(graph.replace(nodes), facts).to_proto()
-        for name, array in self.zeros.items():
-            number = helper.np_dtype_to_tensor_dtype(array.dtype)
-            model.graph.input.append(helper.make_tensor_value_info(name, number, array.shape))
-        state_shapes(model, facts, {b: a for a, b in moved.items()})
+        model = opened(graph, nodes, facts, self.zeros, {b: a for a, b in moved.items()})
         self.outputs = [o.name for o in model.graph.output if o.type.tensor_type.elem_type in FLOATS]
-        made_of = differentiate(model, list(self.zeros), self.outputs, "recovery")
+        made_of = differentiate(model, list(self.zeros), self.outputs, "recovery", finite=True)
         self.session, self.plain = (session(Program(serialize(m), libraries=graph.libraries)) for m in (made_of, model))
 
     def run(self, feed: Feeds, rng: np.random.Generator) -> dict[str, NDArray[np.float32]]:

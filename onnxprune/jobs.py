@@ -94,10 +94,7 @@ class Workbench:
     def _free(self, stem: str) -> str:
         if stem not in self.graph.constants and stem not in self.graph.producer:
             return stem
-        k = 0
-        while (name := f"{stem}.recovered{k or ''}") in self.graph.tensors or name in self.graph.producer:
-            k += 1
-        return name
+        return self.graph.unused_name(f"{stem}.recovered")
 
 
 class Job(Protocol):

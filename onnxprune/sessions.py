@@ -37,8 +37,8 @@ RANDOM = frozenset(
     ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"]
 )
 SEEDS = 2**24  # whole numbers that a float32, as seeds are, can hold
-# Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
 FATAL = 4  # the severity of what ONNX Runtime prints: exceptions tell of errors
+# Worker threads that wait for more work take a core from the session that is timed next: they stop when a run ends.
 STOP_SPINNING = "session.force_spinning_stop"
 OPTIMIZED_DATA = "session.optimized_model_external_initializers_file_name"
 

@@ -135,7 +135,7 @@ class _Stored:
         sparse.
         """
         like, old = self.tensors.get(name), self.graph.source(name)
-        name = self._free(f"{name}.absorbed") if like is None else name
+        name = self.graph.unused_name(f"{name}.absorbed", self.tensors) if like is None else name
         if isinstance(old, Sparse):
             self.sources[name] = made = old.holding(array).named(name)
             self.tensors[name] = made.hollow(name)
@@ -144,12 +144,6 @@ class _Stored:
         return name
 
     def add(self, stem: str, array: NDArray[Any]) -> str:
-        name = self._free(stem)
+        name = self.graph.unused_name(stem, self.tensors)
         self.tensors[name] = tensor(name, array)
-        return name
-
-    def _free(self, stem: str) -> str:
-        k = 0
-        while (name := f"{stem}{k or ''}") in self.tensors or name in self.graph.producer:
-            k += 1
         return name

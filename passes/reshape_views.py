@@ -61,7 +61,7 @@ class ReshapeViews:
             computed = wires.operator == "Gather" and wires.inputs[1] in graph.producer
             shape = _shape(graph, i, state.facts) if computed else None
             if shape is not None:
-                name = _free(graph, f"{wires.outputs[0]}.shape")
+                name = graph.unused_name(f"{wires.outputs[0]}.shape")
                 tensors[name] = tensor(name, np.array(shape, np.int64))
                 nodes[i] = _reshape(nodes[i], name)
         return graph.replace(nodes, tensors) if len(tensors) > len(graph.tensors) else graph
@@ -110,10 +110,3 @@ def _reshape(node: NodeProto, shape: str) -> NodeProto:
     made.op_type, made.input[1] = "Reshape", shape
     del made.attribute[:]
     return made
-
-
-def _free(graph: Graph, stem: str) -> str:
-    k = 0
-    while (name := f"{stem}{k or ''}") in graph.tensors or name in graph.producer:
-        k += 1
-    return name

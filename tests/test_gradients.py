@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from onnxprune import adjoint
 from onnxprune.calibration import Calibration, units_along
-from onnxprune.criteria import UnitView, gradients, score
+from onnxprune.criteria import UnitView, score
 from onnxprune.criteria.evidence import CONSUMING, Evidence
 from onnxprune.criteria.gradients import gate_gradients
 from onnxprune.errors import InputError
@@ -222,7 +223,7 @@ def test_padding_of_pools_is_differentiated(how: str, pool: str) -> None:
 
 def test_a_wrong_derivative_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """One-sided padding that is not written out has a wrong derivative."""
-    monkeypatch.setattr(gradients, "with_plain_padding", lambda graph, facts: graph)
+    monkeypatch.setattr(adjoint, "with_plain_padding", lambda graph, facts: graph)
     typed = typed_model(build(CONVOLUTIONS.replace("HOW", "pads = [0, 0, 1, 1], strides = [2, 2]")))
     x = np.random.default_rng(0).standard_normal((4, 2, 8, 8)).astype(np.float32)
     with pytest.raises(InputError, match="criterion 'fisher' cannot be trusted for this model: at 'h'"):
@@ -258,6 +259,17 @@ def test_dims_without_a_gate_stay_whole() -> None:
     found, silent = score(typed, typed.prunable, "activation-variance", calibrated(typed, np.ones((4, 4), np.float32)))
     names = {d.dim: d.name for d in typed.prunable}
     assert {names[d] for d in found} >= {"C:1"} and all("no activation" in r for r in silent.values())
+
+
+def test_masked_gradients_may_be_infinite() -> None:
+    """The root's derivative at 0 is infinite, and Clip lets nothing of it through."""
+    text = """(float[N,4] x) => (float[N,3] y) <float[4,8] A, float[8,3] B, float low = {0}> {
+        h = MatMul(x, A) r = Clip(h, low) g = Sqrt(r) y = MatMul(g, B) }"""
+    graph = load(build(text))
+    x = np.random.default_rng(0).standard_normal((2, 4)).astype(np.float32)
+    made = gate_gradients(graph, [(1, 0, 1)], [({"x": x}, None)])
+    h = x @ graph.array("A")
+    assert (h < 0).any() and np.isfinite(made.values["h", 1]).all() and not made.values["h", 1][h < 0].any()
 
 
 # what cannot be done is said

@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from onnxprune.adjoint import OTHERS, PREFIX, differentiate, state_shapes
+from onnxprune.adjoint import OTHERS, PREFIX, differentiate, has_batch, opened
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.losses import loss_gradient
-from onnxprune.padding import with_plain_padding
 from onnxprune.sessions import Feeds, Program, session
 from onnxprune.trace import trace
 from onnxprune.writing import serialize
@@ -85,7 +84,7 @@ def gate_gradients(
 def _samples(graph: Graph, feeds: Iterable[tuple[Feeds, Array | None]]) -> Iterator[tuple[int, Feeds, Array | None]]:
     """Single samples where every input has a free first axis, else whole feeds."""
     ranked = [v for v in graph.inputs if v.type.tensor_type.shape.dim]
-    free = bool(ranked) and not any(v.type.tensor_type.shape.dim[0].dim_value > 1 for v in ranked)
+    free = has_batch(graph)
     for k, (feed, labels) in enumerate(feeds):
         lengths = {feed[v.name].shape[0] for v in ranked}
         if not free or len(lengths) != 1:
@@ -181,9 +180,4 @@ def _gated(
             made.input[j] = f"{name}.{i}.{j}"
             gated[made.input[j]] = tensor
         nodes.append(made)
-    model = with_plain_padding(graph.replace(nodes), facts).to_proto()
-    for name, array in inputs.items():
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-    state_shapes(model, facts, gated)
-    return model, inputs, {n: p for p, n in places.items()}
+    return opened(graph, nodes, facts, inputs, gated), inputs, {n: p for p, n in places.items()}
