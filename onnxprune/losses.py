@@ -4,7 +4,11 @@
     divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one
                   of a thousand unlikely classes hardly does
 
-`output_error` is the first, plus the second where an output is class scores that favour some class.
+    leniency      divergence of probabilities at every step of a sequence, in both directions, where a class may come up
+                  a few steps earlier or later: what a recogniser of text reads does not depend on where exactly
+
+`output_error` is the first, plus the second where an output is class scores (N, C) that favour some class; of such
+scores at steps, (N, T, C), it is the third and a tenth of the first.
 
 Gradients are of a loss of the outputs y of one sample (`loss_gradient`):
 
@@ -18,15 +22,19 @@ Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d
 
 Array = NDArray[Any]
 PROBABILITY_SUM = 1e-3  # rows that sum to 1 within this, and hold nothing negative, are probabilities already
 SMALLEST = 1e-12  # probabilities below are taken for this
+REACH = 2  # steps that a class may be off
+EXACTLY = 0.1  # what counts besides of the error step by step
+SEEN, LEAST_PROBABILITY = 1e-2, 1e-6  # classes that are likelier at some step; what is taken for 0 there
 FAVOURED = 0.5  # the mean of the largest probability, from which on outputs are taken for class scores
 
 
@@ -44,8 +52,14 @@ def _error(want: Sequence[Array], got: Sequence[Array]) -> float:
     signal = sum(float(np.square(a - _middle(a)).sum()) for a in left if a.size)
     found = noise / max(signal, 1e-30)
     if all(map(_favours, left)):
-        found += float(np.mean(np.concatenate([divergence(a, b) for a, b in zip(left, right, strict=True)])))
+        return found + _mean(divergence, left, right)
+    if all(map(_favours_at_steps, left)):
+        return EXACTLY * found + _mean(lenient_divergence, left, right)
     return found
+
+
+def _mean(measure: Callable[[Array, Array], Array], left: Sequence[Array], right: Sequence[Array]) -> float:
+    return float(np.mean(np.concatenate([measure(a, b) for a, b in zip(left, right, strict=True)])))
 
 
 def _middle(a: Array) -> Any:
@@ -61,6 +75,11 @@ def _favours(scores: Array) -> bool:
     return bool(largest.mean() >= FAVOURED)
 
 
+def _favours_at_steps(scores: Array) -> bool:
+    """Whether scores (N, T, classes) favour a class at the steps."""
+    return scores.ndim == 3 and scores.shape[1] > 1 and _favours(scores.reshape(-1, scores.shape[2]))
+
+
 def divergence(want: Array, got: Array) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of the probabilities `got` from `want`, both scores (N, classes), in nats: (N,)."""
     ready = is_distribution(want)
@@ -69,6 +88,30 @@ def divergence(want: Array, got: Array) -> NDArray[np.float64]:
         terms = np.where(np.exp(p) > 0, np.exp(p) * (p - q), 0.0)
     total: NDArray[np.float64] = np.nan_to_num(terms.sum(1), nan=np.inf, posinf=np.inf)
     return total
+
+
+def lenient_divergence(want: Array, got: Array) -> NDArray[np.float64]:
+    """What each of two scores (N, T, classes) holds that the other does not hold within REACH steps, as a divergence of
+    the probabilities in both directions, in nats, the mean over steps: (N,).
+    """
+    p, q = (_step_probabilities(x, want) for x in (want, got))
+    seen = np.maximum(p.max((0, 1)), q.max((0, 1))) > SEEN
+    p, q = (np.maximum(x[..., seen], LEAST_PROBABILITY) for x in (p, q))
+    terms = (a * np.log(a / _nearby(b)) for a, b in ((p, q), (q, p)))
+    total: NDArray[np.float64] = sum(np.maximum(t, 0).sum(2, dtype=np.float64).mean(1) for t in terms)
+    return total
+
+
+def _step_probabilities(scores: Array, want: Array) -> Array:
+    """Probabilities (N, T, classes), of scores of the kind of `want`."""
+    rows = scores.reshape(-1, scores.shape[2])
+    return np.exp(log_probabilities(rows, is_distribution(want.reshape(rows.shape)))).reshape(scores.shape)
+
+
+def _nearby(probabilities: Array) -> Array:
+    """The largest within REACH steps."""
+    width = 2 * REACH + 1
+    return np.asarray(maximum_filter1d(probabilities, width, axis=1, mode="nearest"))
 
 
 def is_distribution(scores: Array) -> bool:
