@@ -6,8 +6,9 @@
 A table says what is tried, the most usual sizes first; odd primes, since shared factors may align by accident. Files
 leave axes free that are not: one sample at a time, images of multiples of 32, masks as long as the past and the present
 together. So sizes are found by running. The second sizes are much larger, for what a network that halves its input six
-times makes of 11 and of 13 is the same. Where they do not fit, each free axis is moved alone, and what moves alone is
-tried together; an axis that fits one size only counts as static.
+times makes of 11 and of 13 is the same; those of signals far larger, as one frame stands for hundreds of samples. Where
+they do not fit, each free axis is moved alone, and what moves alone is tried together; an axis that fits one size only
+counts as static.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from onnx import TypeProto
 
 from onnxprune.errors import InputError
 from onnxprune.feeds import Binding, Shape, foreign_operators, random_feeds
-from onnxprune.graph import Graph
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.sessions import program, session
 
 # Sizes tried for free axes, two bindings each
@@ -52,7 +54,8 @@ NOT_TELLING = 5  # sizes at which a model runs, but gives no numbers, before the
 RELATED = 4  # sizes of the table that are tried where lengths depend on each other
 FAR_IMAGE = (96, 32)  # how much longer an axis is at the second sizes, where the model runs with that
 FAR_LENGTH = (160, 18)
-NEARER = (2, 4, 9)  # what share of the way to the second sizes `nearer` goes; the last is FAR_LENGTH's
+FAR_SIGNAL = (16000, 1600)
+NEARER = (2, 4, 9, 100, 900)  # what share of the way to the second sizes `nearer` goes, down to FAR_LENGTH
 LARGE, GROWTH = 2**20, 8  # entries of all inputs, and times those at the first sizes: beyond both, sizes are too far
 CHOICES = 4  # sizes of an axis: the first, the second, two that are far
 STEPS = (32, 8, 2, 1)  # by which an axis is made longer, if it cannot be half as long again or twice; else it is halved
@@ -246,7 +249,8 @@ def _candidates(graph: Graph) -> Iterator[Sizes]:
     for batch, (k, pair) in product(BATCH_SIZES, enumerate(tries)):
         length = _far(pair, FAR_LENGTH)
         table = dict.fromkeys(("length", "past", "state"), length)
-        table |= {"batch": _far(batch, ()), "vector": length if k else _far(batch, ())}
+        table |= {"batch": _far(batch, ()), "signal": _far(pair, FAR_SIGNAL)}
+        table["vector"] = length if k else table["batch"]
         table["image"] = _far(IMAGE_SIZES[min(k, len(IMAGE_SIZES) - 1)], FAR_IMAGE)
         yield (plain := {symbol: table[kind] for symbol, kind in kinds.items()})
         if "state" in kinds.values():
@@ -272,19 +276,22 @@ def _own_sizes(graph: Graph) -> list[int]:
 
 
 def _kinds(free: Sequence[FreeAxis]) -> dict[str, str]:
-    """The kind of each symbol: a batch if it is one anywhere."""
+    """The kind of each symbol: a batch if it is one anywhere; signals are lengths where there are other lengths, as
+    those of tokens beside a mask of floats.
+    """
     kinds: dict[str, str] = {}
     for axis in free:
-        if axis.kind == "batch" or kinds.get(axis.symbol, "vector") == "vector":
+        if axis.kind == "batch" or kinds.get(axis.symbol, "vector") in ("vector", "signal"):
             kinds[axis.symbol] = axis.kind
-    return kinds
+    beside = {"length", "past"} & set(kinds.values())
+    return {symbol: "length" if beside and kind == "signal" else kind for symbol, kind in kinds.items()}
 
 
 # axes
 def free_axes(graph: Graph) -> list[FreeAxis]:
     """The free axes of all inputs, without those whose name is a sum or the like of others."""
     found = [
-        FreeAxis(_symbol(v.name, k, d), _kind(list(v.type.tensor_type.shape.dim), k))
+        FreeAxis(_symbol(v.name, k, d), _kind(v.type.tensor_type, k))
         for v in graph.inputs
         for k, d in enumerate(v.type.tensor_type.shape.dim)
         if d.dim_value <= 0
@@ -304,15 +311,19 @@ def _given_name(dim: Any) -> str:
     return symbol if symbol != "None" and any(map(str.isalpha, symbol)) else ""
 
 
-def _kind(dims: Sequence[Any], axis: int) -> str:
-    """What a free axis is by its place: of (N, ...), (L,), (N, L, C), (N, C, H, W), keys and values that are kept
-    (N, heads, P, head size), or a state (layers, ?, hidden) whose nameless axis may be the batch.
+def _kind(kind: TypeProto.Tensor, axis: int) -> str:
+    """What a free axis is by its place: of (N, ...), (L,), (N, L, C), (N, C, H, W), a signal of floats (N, L) or
+    (N, 1, L), keys and values that are kept (N, heads, P, head size), or a state (layers, ?, hidden) whose nameless
+    axis may be the batch.
     """
+    dims = list(kind.shape.dim)
     if axis == 0:
         return "vector" if len(dims) == 1 else "batch"
     inner = [k for k in range(1, len(dims)) if dims[k].dim_value <= 0]
     if len(dims) >= 4:
         return "past" if inner == [axis] and axis < len(dims) - 1 else "image"
+    if kind.elem_type in FLOATS and axis == len(dims) - 1 and all(d.dim_value == 1 for d in dims[1:-1]):
+        return "signal"
     return "state" if dims[0].dim_value > 0 and not _given_name(dims[axis]) else "length"
 
 

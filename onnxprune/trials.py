@@ -3,8 +3,9 @@ samples that were held back.
 
 Error curves of dims are summed, which holds as long as what one dim loses is not what the readers of another make up
 for its loss with. Factors of one axis (heads and their channels, directions and hidden units) are read by the same
-products, so cutting both costs more than the sum. Where an allocation does, the one that leaves the outer factors whole
-is its rival (`outer_factors`).
+products, so cutting both costs more than the sum; and an outer factor goes in few and large steps, each far from what
+its curve knows of. Where an allocation cuts one, the one that leaves the outer factors whole is its rival
+(`outer_factors`).
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> float:
 
 
 def outer_factors(typed: TypedGraph, cut: Collection[Dim]) -> set[Dim]:
-    """Those of the dims that stand left of another one of them in a product of factors."""
+    """Those of the dims that stand left of another one that can be cut, in a product of factors."""
     found: set[Dim] = set()
+    prunable = {d.dim for d in typed.prunable}
     for factors in _products(e for axes in typed.axes.values() for e in axes or ()):
-        parts = [{d for d in atoms(f) if d in cut} for f in factors]
+        parts = [{d for d in atoms(f) if d in prunable} for f in factors]
         for k, part in enumerate(parts):
-            found |= {d for d in part if any(later - {d} for later in parts[k + 1 :])}
+            found |= {d for d in part if d in cut and any(later - {d} for later in parts[k + 1 :])}
     return found
 
 

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[str, str, tuple[int, ...], tuple[int, ...]]] = {
     "at least 300": (
         "(float[N,1,L] x) => (float[N,5,P] y) <float[6,1,300] A, float[5,6,1] B>"
         "{ h = Conv(x, A) r = Relu(h) y = Conv(r, B) }",
-        "x", (2, 1, 512), (3, 1, 672),
+        "x", (2, 1, 512), (3, 1, 16512),
     ),
     "fits one length": (
         "(float[N,L,8] x) => (float[N,24,5] y) <float[24,8] c, float[8,6] A, float[6,5] B>"
@@ -129,16 +129,25 @@ def test_sizes_of_data_stay_first() -> None:
     assert (first.shapes["x"], second.shapes["x"]) == ((4, 80, 8), (5, 240, 8))
 
 
-def test_lengths_that_are_alike_once_they_are_cut_down() -> None:
-    """11 and 13 are one step of 16 each: what is static at sizes that are close need not be."""
+@pytest.mark.parametrize(("stride", "length"), [(16, 100), (320, 2000)])
+def test_lengths_that_are_alike_once_they_are_cut_down(stride: int, length: int) -> None:
+    """11 and 13 are one step of 16 each, 11 and 171 one frame of sound: what is static there need not be."""
     text = """(float[N,1,L] x) => (float[N,P,5] y)
         <float[6,1,16] A, float[6,5] B, int64 o = {0}, int64 w = {2}, int64[1] c = {6}, int64[1] a = {0}> {
-        h = Conv <strides = [16], auto_pad = "SAME_UPPER"> (x, A) s = Shape(h) n = Gather(s, o) l = Gather(s, w)
+        h = Conv <strides = [STRIDE], auto_pad = "SAME_UPPER"> (x, A) s = Shape(h) n = Gather(s, o) l = Gather(s, w)
         p = Unsqueeze(n, a) q = Unsqueeze(l, a) e = Concat <axis = 0> (p, q, c)
         t = Transpose <perm = [0,2,1]> (h) z = Reshape(t, e) y = MatMul(z, B) }"""
-    result = onnxprune.prune(build(text), ratio=0.5, scope="local")
-    feeds = random_feeds(load(build(text)), Binding({"x": (4, 1, 100)}), 0)
+    model = build(text.replace("STRIDE", str(stride)))
+    result = onnxprune.prune(model, ratio=0.5, scope="local")
+    feeds = random_feeds(load(model), Binding({"x": (4, 1, length)}), 0)
     assert run(result.model, feeds)["y"].shape == (4, 7, 5)
+
+
+def test_a_mask_of_floats_beside_tokens_is_no_signal() -> None:
+    """Signals are tried far longer than texts."""
+    text = f"(float[N,L,8] x, float[N,M] mask) => (float[N,L,5] y, float[N,M] z) {MLP}"
+    graph = load(build(text.replace("}", "z = Neg(mask) }")))
+    assert running_pair(graph, 0)[1].shapes == {"x": (3, 171, 8), "mask": (3, 171)}
 
 
 def test_sizes_with_outputs_that_are_numbers_come_first() -> None:

@@ -13,13 +13,14 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 GRU = MODELS / "langid_gru.onnx"
 
 
-def test_directions_are_outer_factors_where_hidden_units_go_too() -> None:
+def test_directions_are_outer_factors_of_hidden_units() -> None:
     typed = typed_model(load(GRU).to_proto())
     dims = {d.name: d.dim for d in typed.prunable}
     directions = {d for n, d in dims.items() if d.size == 2}
     assert len(directions) == 2
     assert outer_factors(typed, dims.values()) == directions
-    assert outer_factors(typed, directions) == set()
+    assert outer_factors(typed, directions) == directions
+    assert outer_factors(typed, set(dims.values()) - directions) == set()
 
 
 def test_of_an_allocation_that_cuts_factors_of_one_axis_and_its_rival_the_better_is_kept() -> None:
