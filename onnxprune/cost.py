@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve, size_under
@@ -135,6 +136,18 @@ def macs(typed: TypedGraph) -> Polynomial:
     sizes.
     """
     return Polynomial(tuple(t for terms in macs_by_node(typed).values() for t in terms))
+
+
+def pass_macs(typed: TypedGraph, feed: Mapping[str, NDArray[Any]], samples: int) -> float:
+    """Multiply-adds of a pass over so many samples of the size of those in a feed."""
+    return float(macs(typed).at({})) * sample_share(typed, feed) * samples
+
+
+def sample_share(typed: TypedGraph, feed: Mapping[str, NDArray[Any]]) -> float:
+    """What one sample of the data is of the inputs that a graph was typed at, by the size of the largest input."""
+    name = max((n for n, a in feed.items() if a.ndim), key=lambda n: feed[n].size, default="")
+    known = math.prod(typed.facts.shapes.get(name, ())) or 1
+    return feed[name].size / max(len(feed[name]), 1) / known if name else 1.0
 
 
 def macs_by_node(typed: TypedGraph) -> dict[int, list[Term]]:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from onnxprune.graph import FLOATS, Graph
+from onnxprune.losses import OutputError
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.storage import tensor
 from onnxprune.tokens import meant, token_mask
 from onnxprune.trace import Trace
 
-Array = NDArray[Any]
 EVERY = 12  # of so many samples one is held back
-MARGIN = 0.05  # of the squared error that a change must save: less may be chance
+MARGIN = 0.05  # of the error that a change must save: less may be chance
 
 
 @dataclass(frozen=True)
@@ -89,29 +87,17 @@ class Guard:
         return before, f"{told}the weights were left as they are"
 
     def errors(self, graphs: list[Graph]) -> list[float]:
-        """For each graph, the relative squared error of its outputs, the mean over outputs; infinite where they are not
-        finite and the original's are.
+        """For each graph, the error of its outputs (`OutputError`); infinite where they are not finite and the
+        original's are.
         """
         jobs = [session(program(g)) for g in (self._original, *graphs)]
-        sums: Array = np.zeros(0)
+        found = [OutputError() for _ in graphs]
         for feed in self._judged:
             mask = feed[self._mask].astype(bool) if self._mask else None
             want, *got = ([meant(a, mask) for a in job.run(None, feed) if isinstance(a, np.ndarray)] for job in jobs)
-            now = np.array([[[*_difference(a, b)] for a, b in zip(want, g, strict=True)] for g in got])
-            sums = now if not sums.size else sums + now
-        if not sums.size:
-            return [0.0] * len(graphs)
-        relative = sums[:, :, 0] / np.maximum(sums[:, :, 1], 1e-30)
-        return [float(e) for e in np.nan_to_num(relative.mean(1), nan=np.inf)]
-
-
-def _difference(want: Array, got: Array) -> tuple[float, float]:
-    """Squared difference and squared size of an output, of what is finite in the original; 0 for other shapes."""
-    if want.shape != got.shape or want.dtype.kind not in "fiub":
-        return 0.0, 0.0
-    a, b = (v.astype(np.float64) for v in (want, got))
-    fine = np.isfinite(a)
-    return float(np.square(a[fine] - b[fine]).sum()), float(np.square(a[fine]).sum())
+            for error, outputs in zip(found, got, strict=True):
+                error.add(want, outputs)
+        return [error.value() for error in found]
 
 
 def halfway(before: Graph, after: Graph) -> Graph:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from onnxprune.adjoint import PREFIX, differentiate, has_batch, opened
-from onnxprune.cost import macs
+from onnxprune.cost import pass_macs, sample_share
 from onnxprune.feeds import Binding, Shape
 from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
@@ -54,10 +54,10 @@ class Importance:
         """
         if not self._tried:
             self._tried = True
-            one = _one(typed, next(iter(feeds)))
+            feed = next(iter(feeds))
             sizes = (math.prod(typed.facts.shapes.get(n, ())) for node in typed.graph.nodes for n in node.output)
-            fitting = HELD_BYTES / max(COPIES * 4 * one * sum(sizes), 1)
-            if _is_meant(typed) and fitting >= 1 and macs(typed).at({}) * one * samples <= WORK:
+            fitting = HELD_BYTES / max(COPIES * 4 * sample_share(typed, feed) * sum(sizes), 1)
+            if _is_meant(typed) and fitting >= 1 and pass_macs(typed, feed, samples) <= WORK:
                 try:
                     self._made = list(_weights(typed.graph, feeds, int(min(fitting, CHUNK))))
                 except Exception:  # onnx-ad, or ONNX Runtime in what it made, do not know the graph
@@ -70,13 +70,6 @@ def _is_meant(typed: TypedGraph) -> bool:
     shapes = [typed.facts.shapes.get(o.name, ()) for o in typed.graph.outputs]
     single = all(math.prod(s[2:]) == 1 for s in shapes)
     return single and not typed.graph.is_large and any(True for _ in _targets(typed.graph))
-
-
-def _one(typed: TypedGraph, feed: Feeds) -> float:
-    """What one sample of the data is of the inputs that a graph was typed at, by the size of the largest input."""
-    name = max((n for n, a in feed.items() if a.ndim), key=lambda n: feed[n].size, default="")
-    known = math.prod(typed.facts.shapes.get(name, ())) or 1
-    return feed[name].size / max(len(feed[name]), 1) / known if name else 1.0
 
 
 def drawn(weights: NDArray[np.floating], count: int, rng: np.random.Generator) -> NDArray[np.int64]:

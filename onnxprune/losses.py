@@ -3,12 +3,11 @@
     relative      squared error over the squared deviation of the outputs from their mean
     divergence    of a classifier's probabilities (Kullback-Leibler, nats): an error of the leading scores counts, one
                   of a thousand unlikely classes hardly does
-
     leniency      divergence of probabilities at every step of a sequence, in both directions, where a class may come up
                   a few steps earlier or later: what a recogniser of text reads does not depend on where exactly
 
-`output_error` is the first, plus the second where an output is class scores (N, C) that favour some class; of such
-scores at steps, (N, T, C), it is the third and a tenth of the first.
+`OutputError` is the first, plus the second where an output is class scores (N, C) that favour some class; of such
+scores at steps, (N, T, C), it is the third and a tenth of the first; of whole numbers the share that differs.
 
 Gradients are of a loss of the outputs y of one sample (`loss_gradient`):
 
@@ -22,7 +21,8 @@ Class scores are (N, C) or (N, C, 1, 1) with C > 1: probabilities where they are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,36 +35,75 @@ SMALLEST = 1e-12  # probabilities below are taken for this
 REACH = 2  # steps that a class may be off
 EXACTLY = 0.1  # what counts besides of the error step by step
 SEEN, LEAST_PROBABILITY = 1e-2, 1e-6  # classes that are likelier at some step; what is taken for 0 there
+CONSTANT = 1e-6  # of the squared size of an output, if it deviates less from its mean
 FAVOURED = 0.5  # the mean of the largest probability, from which on outputs are taken for class scores
 
 
+class OutputError:
+    """The error of several outputs, summed up feed by feed."""
+
+    def __init__(self) -> None:
+        self._terms: list[list[_Terms]] = []
+
+    def add(self, want: Sequence[Any], got: Sequence[Any]) -> None:
+        """Take in the outputs of one feed; those that are no arrays of numbers, or of another shape, are left out."""
+        pairs = zip(want, got, strict=True)
+        self._terms.append([_terms(a, b) if _compares(a, b) else _Terms() for a, b in pairs])
+
+    def value(self) -> float:
+        """The mean over outputs; infinite where one is not finite and the original's is."""
+        made = [_together(terms) for terms in zip(*self._terms, strict=True) if any(t.signal for t in terms)]
+        return float(np.nan_to_num(np.mean(made), nan=np.inf)) if made else 0.0
+
+
 def output_error(want: Sequence[Sequence[Any]], got: Sequence[Sequence[Any]]) -> float:
-    """Error of the outputs of several feeds, each a list of outputs: the mean over float outputs."""
-    pairs = zip(zip(*want, strict=True), zip(*got, strict=True), strict=True)
-    errors = [_error(a, b) for a, b in pairs if isinstance(a[0], np.ndarray) and a[0].dtype.kind == "f"]
-    return float(np.mean(errors)) if errors else 0.0
+    """Error of the outputs of several feeds, each a list of outputs; what is not finite counts as 0."""
+    made = OutputError()
+    for a, b in zip(want, got, strict=True):
+        made.add(a, [np.nan_to_num(x, posinf=0, neginf=0) if isinstance(x, np.ndarray) else x for x in b])
+    return made.value()
 
 
-def _error(want: Sequence[Array], got: Sequence[Array]) -> float:
+@dataclass
+class _Terms:
+    """Of one output of one feed: its squared error, its squared deviation, and by measure the sum over its samples."""
+
+    noise: float = 0.0
+    signal: float = 0.0
+    samples: int = 0
+    divergence: float | None = None
+    leniency: float | None = None
+
+
+def _compares(a: Any, b: Any) -> bool:
+    arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    return arrays and a.shape == b.shape and a.dtype.kind in "fiub" and a.size > 0
+
+
+def _terms(want: Array, got: Array) -> _Terms:
+    if want.dtype.kind != "f":
+        return _Terms(float((want != got).sum()), want.size, len(want) if want.ndim else 1)
+    fine = np.isfinite(want)
+    a, b = (np.where(fine, x, 0).astype(np.float64) for x in (want, got))
+    middle = a.mean(0) if a.ndim and len(a) > 1 else a.mean()  # over samples, or all entries where there is one sample
+    signal = max(float(np.square(a - middle).sum()), CONSTANT * float(np.square(a).sum()), 1e-30)
+    made = _Terms(float(np.square(a - b).sum()), signal, len(a) if a.ndim else 1)
+    if _favours(a):
+        made.divergence = float(divergence(a, b).sum())
+    elif _favours_at_steps(a):
+        made.leniency = float(lenient_divergence(a, b).sum())
+    return made
+
+
+def _together(terms: Sequence[_Terms]) -> float:
     """Error of one output over feeds."""
-    left, right = ([np.nan_to_num(x.astype(np.float64), posinf=0, neginf=0) for x in part] for part in (want, got))
-    noise = sum(float(np.square(a - b).sum()) for a, b in zip(left, right, strict=True))
-    signal = sum(float(np.square(a - _middle(a)).sum()) for a in left if a.size)
-    found = noise / max(signal, 1e-30)
-    if all(map(_favours, left)):
-        return found + _mean(divergence, left, right)
-    if all(map(_favours_at_steps, left)):
-        return EXACTLY * found + _mean(lenient_divergence, left, right)
+    found = sum(t.noise for t in terms) / sum(t.signal for t in terms)
+    samples = sum(t.samples for t in terms)
+    if all(t.divergence is not None for t in terms):
+        return found + sum(t.divergence or 0.0 for t in terms) / samples
+    if all(t.leniency is not None for t in terms):
+        return EXACTLY * found + sum(t.leniency or 0.0 for t in terms) / samples
     return found
-
-
-def _mean(measure: Callable[[Array, Array], Array], left: Sequence[Array], right: Sequence[Array]) -> float:
-    return float(np.mean(np.concatenate([measure(a, b) for a, b in zip(left, right, strict=True)])))
-
-
-def _middle(a: Array) -> Any:
-    """The mean over samples, or over all entries where there is one sample."""
-    return a.mean(0) if a.ndim and len(a) > 1 else a.mean()
 
 
 def _favours(scores: Array) -> bool:

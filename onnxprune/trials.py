@@ -4,8 +4,8 @@ samples that were held back.
 Error curves of dims are summed, which holds as long as what one dim loses is not what the readers of another make up
 for its loss with. Factors of one axis (heads and their channels, directions and hidden units) are read by the same
 products, so cutting both costs more than the sum; and an outer factor goes in few and large steps, each far from what
-its curve knows of. Where an allocation cuts one, the one that leaves the outer factors whole is its rival
-(`outer_factors`).
+its curve knows of. Where an allocation cuts one, the one that leaves the outer factors whole is its rival. Another one
+takes the same share of every dim, which says nothing of any curve; it is tried where data are not too large.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from glob import escape
 from typing import Any
 
+from onnxprune.budget import Budget
+from onnxprune.cost import pass_macs
 from onnxprune.dims import Dim, Prod, atoms, children, resolve
 from onnxprune.errors import InputError
 from onnxprune.guard import Guard
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import Pass, PassManager, State
+
+WORK = 1e12  # multiply-adds of a plain pass over the data, up to which widths are tried that no curve asks for
 
 
 def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> float:
@@ -35,6 +40,20 @@ def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> float:
         return math.inf
     original = state.cuts[0].typed.graph if state.cuts else state.graph
     return Guard(original, state.facts, state.data, state.samples).errors([tried.graph])[0]
+
+
+def rivals(state: State, budget: Budget, cut: Collection[Dim]) -> dict[str, Budget]:
+    """Budgets of the same cost that may do better than one whose widths are by the error curves, of which come the dims
+    that are `cut`; by what to call them.
+    """
+    made: dict[str, Budget] = {}
+    outer = outer_factors(state.typed, cut)
+    names = tuple(sorted(d.name for d in state.typed.prunable if d.dim in outer))
+    if names:
+        made[f"with {', '.join(names)} whole"] = replace(budget, exclude=(*budget.exclude, *map(escape, names)))
+    if state.data is not None and pass_macs(state.typed, next(iter(state.data)), state.samples) <= WORK:
+        made["with the same share of every dim"] = replace(budget, scope="local")
+    return made
 
 
 def outer_factors(typed: TypedGraph, cut: Collection[Dim]) -> set[Dim]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from glob import escape
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,7 +33,7 @@ from onnxprune.plan import Plan, bind, error_curves, make_plan
 from onnxprune.rules.rule import Bound, Choose, Edit, Renumber
 from onnxprune.sparse import Sparse
 from onnxprune.storage import Sliced, Source, cut_source, tensor
-from onnxprune.trials import outcome, outer_factors
+from onnxprune.trials import outcome, rivals
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,26 @@ class Prune:
 
 
 def _best(state: State, budget: Budget, curves: Mapping[str, Curve] | None) -> Plan:
-    """The plan for a budget; where it cuts factors of one axis, what comes of it and of its rival decides."""
+    """The plan for a budget. Error curves sum up what dims lose alone; where others of the same cost may do better,
+    what comes of each decides.
+    """
     make = partial(make_plan, state.typed, model=state.model, calibration=state.calibration, seed=state.seed)
     make = partial(make, clock=state.clock)
     if state.calibration is None or not state.mends or state.dry_run or not budget.weighs_errors:
         return make(budget, curves=curves)
     curves = curves or error_curves(state.typed, budget, state.calibration)
     plan = make(budget, curves=curves)
-    outer = outer_factors(state.typed, bind(plan, state.typed))
-    names = tuple(sorted(d.name for d in state.typed.prunable if d.dim in outer))
-    if not names:
+    plans = {"by the error curves": plan}
+    for way, other in rivals(state, budget, bind(plan, state.typed)).items():
+        with suppress(InputError):  # the budget cannot be met so
+            plans[way] = make(other, curves=curves)
+    if len(plans) == 1:
         return plan
-    try:
-        rival = make(replace(budget, exclude=(*budget.exclude, *map(escape, names))), curves=curves)
-    except InputError:  # there is not enough without these dims
-        return plan
-    first, second = (outcome(state, (Prune(), RemoveDead(), RefitLeastSquares()), plan=p) for p in (plan, rival))
-    state.notes.append(
-        f"widths were tried with {', '.join(names)} cut and whole; relative squared error on samples that were held"
-        f" back: {first:.3g} and {second:.3g}"
-    )
-    return rival if second < first else plan
+    passes = Prune(), RemoveDead(), RefitLeastSquares()
+    errors = {way: outcome(state, passes, plan=tried) for way, tried in plans.items()}
+    told = ", ".join(f"{error:.3g} {way}" for way, error in errors.items())
+    state.notes.append(f"widths were tried, error of the outputs on samples that were held back: {told}")
+    return plans[min(errors, key=lambda way: errors[way])]
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import pytest
+
 import onnxprune
+from onnxprune.budget import Budget
+from onnxprune.manager import Pass, State
+from onnxprune.plan import Plan
 from onnxprune.reading import load
-from onnxprune.trials import outer_factors
+from onnxprune.trials import outer_factors, rivals
 from tests.common import typed_model
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -26,6 +33,26 @@ def test_directions_are_outer_factors_of_hidden_units() -> None:
 def test_of_an_allocation_that_cuts_factors_of_one_axis_and_its_rival_the_better_is_kept() -> None:
     made = onnxprune.prune(GRU, params=0.6, data=MODELS / "langid_gru.calib.npz", check=False)
     assert not any(m.size == 2 for m in made.plan.keep.values())
-    told = next(n for n in made.report.notes if n.startswith("widths were tried with"))
-    first, second = map(float, told.rsplit(": ", 1)[1].split(" and "))
-    assert second < first
+    told = next(n for n in made.report.notes if n.startswith("widths were tried"))
+    curves, whole, even = (float(part.split()[0]) for part in told.split(": ")[1].split(", "))
+    assert whole < min(curves, even)
+
+
+def test_the_same_share_of_every_dim_is_tried_where_data_are_not_too_large() -> None:
+    graph = load(MODELS / "mnist_cnn.onnx")
+    state = State(graph, data=[{"image": np.zeros((8, 1, 28, 28), np.float32)}], samples=8)
+    budget = Budget(macs=0.5)
+    assert [b.scope for b in rivals(state, budget, ()).values()] == ["local"]
+    state.samples = 10**9
+    assert not rivals(state, budget, ())
+
+
+def test_of_all_widths_that_were_tried_the_best_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def even_is_best(state: State, passes: Sequence[Pass], plan: Plan) -> float:
+        return float(np.std([m.mean() for m in plan.keep.values()]))
+
+    monkeypatch.setattr("onnxprune.passes.prune.outcome", even_is_best)
+    options = {"macs": 0.5, "data": MODELS / "mnist_cnn.calib.npz", "check": False}
+    made = onnxprune.prune(MODELS / "mnist_cnn.onnx", **options)
+    even = onnxprune.prune(MODELS / "mnist_cnn.onnx", scope="local", **options)
+    assert made.plan.to_json() == even.plan.to_json()
