@@ -86,8 +86,9 @@ class Turn:
 class State:
     """What passes share in one run: analyses of the present graph (made when asked for) at a `pair` of input sizes that
     it runs at, the budget or plan, the calibration data (`data` is iterated several times, and holds about `samples`
-    samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), the turn, cuts and
-    recoveries made, what sizes cost on this machine, how much rows of the data count, and `notes` for the report.
+    samples), bases and error curves that are known by dim name, whether recovery follows (`mends`), one that a trial
+    has made `ahead`, the turn, cuts and recoveries made, what sizes cost on this machine, how much rows of the data
+    count, and `notes` for the report.
     """
 
     graph: Graph
@@ -105,6 +106,7 @@ class State:
     turn: Turn | None = None
     recoveries: list[Recovery] = field(default_factory=list)
     mends: bool = False
+    ahead: Recovery | None = None
     notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
     importance: Importance = field(default_factory=Importance)

@@ -147,6 +147,10 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
         return state.graph
     if state.data is None:
         raise InputError(f"the pass {name} needs calibration data: give --data")
+    ahead, state.ahead = state.ahead, None
+    if ahead is not None and way == REFIT and _same(ahead.before, state.graph):
+        state.recoveries.append(ahead)
+        return ahead.after
     guard = Guard(state.cuts[0].typed.graph, state.facts, state.data, state.samples)
     if guard.alone:
         told = f"{name}: nothing was done, as one sample cannot show whether it helps; give more"
@@ -164,6 +168,12 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
     told = f"{name}: {note}" if note else ""
     state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts), told))
     return graph
+
+
+def _same(a: Graph, b: Graph) -> bool:
+    """Whether two graphs are equal, weights and all."""
+    first, second = (g.to_proto().SerializeToString(deterministic=True) for g in (a, b))
+    return bool(first == second)
 
 
 class _Plan:

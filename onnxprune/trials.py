@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from glob import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from onnxprune.budget import Budget
 from onnxprune.cost import pass_macs
@@ -22,24 +22,32 @@ from onnxprune.dims import Dim, Prod, atoms, children, resolve
 from onnxprune.errors import InputError
 from onnxprune.guard import Guard
 from onnxprune.inference import TypedGraph
-from onnxprune.manager import Pass, PassManager, State
+from onnxprune.manager import Pass, PassManager, Recovery, State
 
 WORK = 1e12  # multiply-adds of a plain pass over the data, up to which widths are tried that no curve asks for
 
 
-def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> float:
-    """The error of the outputs after some passes of a run in which fields of the state are changed, on samples that
-    were held back; infinite where the budget cannot be met.
+class Outcome(NamedTuple):
+    """The error of the outputs on samples that were held back, infinite where the budget cannot be met; and what the
+    last recovery did.
     """
+
+    error: float
+    recovery: Recovery | None
+
+
+def outcome(state: State, passes: Sequence[Pass], **changes: Any) -> Outcome:
+    """What comes of some passes of a run in which fields of the state are changed."""
     assert state.data is not None
     tried = replace(state, **changes)
     tried.cuts, tried.recoveries, tried.notes = list(state.cuts), list(state.recoveries), []
     try:
         PassManager(tuple(passes)).run(tried)
     except InputError:
-        return math.inf
+        return Outcome(math.inf, None)
     original = state.cuts[0].typed.graph if state.cuts else state.graph
-    return Guard(original, state.facts, state.data, state.samples).errors([tried.graph])[0]
+    error = Guard(original, state.facts, state.data, state.samples).errors([tried.graph])[0]
+    return Outcome(error, tried.recoveries[-1] if len(tried.recoveries) > len(state.recoveries) else None)
 
 
 def rivals(state: State, budget: Budget, cut: Collection[Dim]) -> dict[str, Budget]:

@@ -89,7 +89,7 @@ def _trial(state: State, names: list[str]) -> float:
     assert state.budget is not None
     mend = (RefitLeastSquares(),) if state.mends else ()
     budget = replace(state.budget, drop_layers=tuple(names) or (NONE,), steps=1, schedule="")
-    return outcome(state, (DropLayers(), *mend, Prune(), RemoveDead(), *mend), budget=budget)
+    return outcome(state, (DropLayers(), *mend, Prune(), RemoveDead(), *mend), budget=budget).error
 
 
 def _names(state: State, layers: Iterable[Layer]) -> list[str]:

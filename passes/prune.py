@@ -94,10 +94,12 @@ def _best(state: State, budget: Budget, curves: Mapping[str, Curve] | None) -> P
     if len(plans) == 1:
         return plan
     passes = Prune(), RemoveDead(), RefitLeastSquares()
-    errors = {way: outcome(state, passes, plan=tried) for way, tried in plans.items()}
-    told = ", ".join(f"{error:.3g} {way}" for way, error in errors.items())
+    outcomes = {way: outcome(state, passes, plan=tried) for way, tried in plans.items()}
+    told = ", ".join(f"{found.error:.3g} {way}" for way, found in outcomes.items())
     state.notes.append(f"widths were tried, error of the outputs on samples that were held back: {told}")
-    return plans[min(errors, key=lambda way: errors[way])]
+    best = min(outcomes, key=lambda way: outcomes[way].error)
+    state.ahead = outcomes[best].recovery
+    return plans[best]
 
 
 def cut(typed: TypedGraph, masks: dict[Dim, Mask]) -> Graph:

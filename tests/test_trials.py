@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import onnxprune
 from onnxprune.budget import Budget
+from onnxprune.graph import Graph
 from onnxprune.manager import Pass, State
 from onnxprune.plan import Plan
 from onnxprune.reading import load
-from onnxprune.trials import outer_factors, rivals
+from onnxprune.recovery import recover
+from onnxprune.trials import Outcome, outer_factors, rivals
 from tests.common import typed_model
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -48,11 +51,26 @@ def test_the_same_share_of_every_dim_is_tried_where_data_are_not_too_large() -> 
 
 
 def test_of_all_widths_that_were_tried_the_best_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    def even_is_best(state: State, passes: Sequence[Pass], plan: Plan) -> float:
-        return float(np.std([m.mean() for m in plan.keep.values()]))
+    def even_is_best(state: State, passes: Sequence[Pass], plan: Plan) -> Outcome:
+        return Outcome(float(np.std([m.mean() for m in plan.keep.values()])), None)
 
     monkeypatch.setattr("onnxprune.passes.prune.outcome", even_is_best)
     options = {"macs": 0.5, "data": MODELS / "mnist_cnn.calib.npz", "check": False}
     made = onnxprune.prune(MODELS / "mnist_cnn.onnx", **options)
     even = onnxprune.prune(MODELS / "mnist_cnn.onnx", scope="local", **options)
     assert made.plan.to_json() == even.plan.to_json()
+
+
+def test_what_the_best_trial_recovered_is_not_recovered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bytes] = []
+
+    def counted(graph: Graph, *arguments: Any, **options: Any) -> Any:
+        calls.append(graph.to_proto().SerializeToString())
+        return recover(graph, *arguments, **options)
+
+    monkeypatch.setattr("onnxprune.recovery.recover", counted)
+    model, data = MODELS / "mnist_cnn.onnx", MODELS / "mnist_cnn.calib.npz"
+    made = onnxprune.prune(model, macs=0.5, data=data, check=False)
+    assert len(calls) == len(set(calls)) == 2
+    again = onnxprune.apply(model, made.plan, data=data, check=False)
+    assert len(calls) == 3 and again.model == made.model
