@@ -40,7 +40,7 @@ class Kind:
         return self.shape is not None or not self.is_tensor
 
 
-Answer = tuple[Kind | None, ...]
+Answer = tuple[Kind | None, ...] | None
 
 
 def says_sizes(operator: str, value: Value) -> bool:
@@ -76,8 +76,8 @@ class Kinds:
     def outputs(
         self, node: NodeProto, wires: Wires, given: Sequence[Kind | None], values: Sequence[Value | None]
     ) -> Answer:
-        """Types of a node's outputs, None where inference cannot tell. `given`, and `values` that say sizes: by input,
-        None where absent or unknown.
+        """Types of a node's outputs, None where inference cannot tell, and None in all if such inputs, each of a known
+        shape, do not fit the operator. `given`, and `values` that say sizes: by input, None where absent or unknown.
         """
         question = (
             wires.operator,
@@ -87,10 +87,9 @@ class Kinds:
             tuple(map(bool, wires.inputs)),
             tuple(map(bool, wires.outputs)),
         )
-        answer = self._answers.get(question)
-        if answer is None:
-            answer = self._answers[question] = self._asked(node, given, values)
-        return answer
+        if question not in self._answers:
+            self._answers[question] = self._asked(node, given, values)
+        return self._answers[question]
 
     def _asked(self, node: NodeProto, given: Sequence[Kind | None], values: Sequence[Value | None]) -> Answer:
         plain = contrib.standard(node)
@@ -102,11 +101,14 @@ class Kinds:
         kinds = dict(zip(node.input, given, strict=True))
         data = {n: v for n, v in zip(node.input, values, strict=True) if n and v is not None}
         found = self._inferred(schema, plain, kinds, data)
+        if found is None:
+            settled = all(k is None or k.is_settled for k in given)
+            return None if settled else (None,) * len(node.output)
         return tuple([self.of(found[n]) if n in found else None for n in node.output])
 
     def _inferred(
         self, schema: Any, node: NodeProto, kinds: Mapping[str, Kind | None], data: Mapping[str, Value]
-    ) -> dict[str, TypeProto]:
+    ) -> dict[str, TypeProto] | None:
         names = [n for n in node.input if n]
         types = {n: kind.proto for n in names if (kind := kinds[n]) is not None}
         if len(types) < len(set(names)):
@@ -121,7 +123,7 @@ class Kinds:
                 ir_version=self._shell.ir_version,
             )
         except Exception:  # onnx raises InferenceError, ValueError, RuntimeError for one thing: it cannot tell
-            return {}
+            return None
         if node.op_type in ("Slice", "Pad") and len(node.input) > 3:
             _keep_other_axes(found.get(node.output[0]), kinds[node.input[0]], data.get(node.input[3]))
         return found

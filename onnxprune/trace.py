@@ -19,7 +19,7 @@ from onnx import NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.feeds import Binding, Shape, random_feeds
-from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, branch_bodies, inner_names, results_of
+from onnxprune.flow import BODY, CONTROL, ENTER, LEAVE, OWNER, attribute, branch_bodies, inner_names, results_of
 from onnxprune.graph import FLOATS, Graph, Wires, attributes
 from onnxprune.kinds import Kind, Kinds, Value, concrete, says_sizes
 from onnxprune.sessions import program, run, watched
@@ -40,6 +40,7 @@ class Walk:
     shapes: dict[str, Shape] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # outputs of nodes that such inputs do not fit
 
     def learn(self, name: str, kind: Kind) -> None:
         """A tensor has this type."""
@@ -61,6 +62,12 @@ class Walk:
             self.learn(name, kind)
             if value is not None:
                 self.values[name] = value
+
+    def forget(self, graph: Graph, nodes: Iterable[int]) -> None:
+        """Nothing is known of the sizes and values that some nodes make."""
+        for name in (n for i in nodes for n in graph.wires[i].outputs):
+            self.shapes.pop(name, None)
+            self.values.pop(name, None)
 
 
 @dataclass(frozen=True)
@@ -103,17 +110,24 @@ def trace(graph: Graph, pair: tuple[Binding, Binding] | None = None, ask: bool =
         facts = walk(graph, kinds, first)
     else:
         first, second, facts = min(_attempts(graph, kinds), key=lambda a: len(a[2].failed))
-    told = complete(graph, first, facts) if ask else {}
-    other, lent = facts, {}
+    own, lent = _elsewhere(graph, facts)
+    if own:
+        facts = walk(graph, kinds, first, lent=own)
+    told = complete(graph, first, facts, own) if ask else {}
+    other = facts
     if first.shapes != second.shapes:
-        other = walk(graph, kinds, second)
-        if lent := _lent(graph, facts, other, nearer(graph, first, second)):
+        other = walk(graph, kinds, second, lent=lent)
+        if more := _lent(graph, facts, other, nearer(graph, first, second)):
+            lent = {**more, **lent}
             other = walk(graph, kinds, second, lent=lent)
         if pair is None and len(other.failed) > len(facts.failed) and not facts.failed:
             second, other = first, facts  # the model fits one size only, whatever its input says
         told = complete(graph, second, other, lent) if ask else {}
     if told:
         other = walk(graph, kinds, second, told, again=True, lent=lent)
+    for body in _misfits(graph, facts):
+        facts.forget(graph, body)
+        other.forget(graph, body)
     dtypes = {n: kind.dtype for n, kind in facts.types.items() if kind.is_tensor}
     return Trace(first, second, facts.shapes, other.shapes, facts.values, other.values, dtypes)
 
@@ -132,6 +146,43 @@ def _lent(graph: Graph, facts: Walk, other: Walk, nearer_sizes: Iterable[Binding
         lent |= {n: (near.types[n], near.values.get(n)) for n in made if n in near.types}
         misfits = [body for body in misfits if not left.isdisjoint(body)]
     return lent
+
+
+def _misfits(graph: Graph, facts: Walk) -> list[range]:
+    """Bodies of If that the sizes are not for: they may be taken as far as is known, but some node refuses what it gets
+    there. What sizes they would have, and which Ifs in them are decided, is not told by this walk.
+    """
+    refused = {graph.producer[n] for n in facts.refused}
+    if not refused:
+        return []
+    conditions = {attributes(n)[OWNER]: n.input[0] for n in graph.nodes if n.op_type == "If" and attribute(n, OWNER)}
+    found: list[range] = []
+    for body in reversed(branch_bodies(graph.nodes)):  # the outer ones first
+        own = attributes(graph.nodes[body.start])
+        known = facts.values.get(conditions[own[OWNER]])
+        if known is None:
+            found.append(body)
+        elif known.size == 1 and own[BODY] != (b"then_branch" if known.item() else b"else_branch"):
+            refused.difference_update(body)
+    return [body for body in found if not refused.isdisjoint(body)]
+
+
+def _elsewhere(graph: Graph, facts: Walk) -> tuple[dict[str, Known], dict[str, Known]]:
+    """What is known of the bodies of If that the sizes are not for, at the first of the usual sizes that they fit, and
+    at the second sizes that go with these.
+    """
+    found: tuple[dict[str, Known], dict[str, Known]] = {}, {}
+    left = _misfits(graph, facts)
+    for pair in bindings(graph) if left else ():
+        walks = [walk(graph, facts.kinds, sizes) for sizes in pair]
+        misfits = [body for made in walks for body in _misfits(graph, made)]
+        for lent, made in zip(found, walks, strict=True):
+            names = [n for body in left if body not in misfits for i in body for n in graph.wires[i].outputs]
+            lent.update({n: (made.types[n], made.values.get(n)) for n in names if n in made.types})
+        left = [body for body in left if body in misfits]
+        if not left:
+            break
+    return found
 
 
 def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Walk]]:
@@ -319,6 +370,9 @@ def _by_type(node: NodeProto, wires: Wires, facts: Walk) -> bool:
     values = [facts.values.get(n) for n in wires.inputs]
     values = [v if v is not None and says_sizes(wires.operator, v) else None for v in values]
     answer = facts.kinds.outputs(node, wires, [facts.types.get(n) for n in wires.inputs], values)
+    if answer is None:
+        facts.refused += [n for n in wires.outputs if n]
+        return False
     for name, kind in zip(wires.outputs, answer, strict=True):
         if name and kind is not None:
             facts.learn(name, kind)
