@@ -107,7 +107,8 @@ class Meeting:
 
 class Calibration:
     """Statistics of one typed graph over data: `feeds` is iterated several times, and holds about `samples` samples.
-    Rows of Gram matrices are drawn by their `importance` where that is given.
+    Rows of Gram matrices are drawn by their `importance` where that is given. `whole`: the graph of which this is what
+    the data see.
     """
 
     def __init__(
@@ -117,7 +118,9 @@ class Calibration:
         samples: int,
         seed: int = 0,
         importance: Importance | None = None,
+        whole: TypedGraph | None = None,
     ) -> None:
+        self.whole = whole or typed
         self.typed, self.feeds, self.samples, self.seed = typed, feeds, samples, seed
         self.importance = importance
         self._statistics: dict[tuple[str, int], Statistics] = {}
@@ -129,6 +132,12 @@ class Calibration:
         first = next((len(a) for f in self.feeds for a in f.values() if a.ndim), 1)
         count = -(-self.samples // max(first, 1))
         return min(HELD_OUT, count) if count > 1 else 0
+
+    @cached_property
+    def unseen(self) -> set[Dim]:
+        """The prunable dims that are only in what the data do not see."""
+        seen = {d for use in self.typed.uses for e in use.axes for d in atoms(e)}
+        return {d.dim for d in self.whole.prunable} - seen if self.whole is not self.typed else set()
 
     @cached_property
     def _mask(self) -> str:

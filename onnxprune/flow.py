@@ -177,6 +177,30 @@ def results_of(node: NodeProto, branch: str) -> list[str]:
     return list(results[:count] if first else results[count:])
 
 
+def straightened(nodes: Sequence[NodeProto], taken: Mapping[str, str]) -> list[tuple[NodeProto, int]]:
+    """Nodes with the branches that are taken, by owner, in place of their Ifs; and of each node its place before, -1
+    for the identities that are new.
+    """
+    found: list[tuple[NodeProto, int]] = []
+    skipping = 0
+    for i, node in enumerate(nodes):
+        branch = taken.get(_text(node, OWNER)) if node.op_type in (ENTER, LEAVE, "If") else None
+        other = branch is not None and node.op_type != "If" and _text(node, BODY) != branch
+        skipping += other and node.op_type == ENTER
+        if not skipping:
+            found += [(node, i)] if branch is None else [(made, -1) for made in _straight(node, branch)]
+        skipping -= other and node.op_type == LEAVE
+    return found
+
+
+def _straight(node: NodeProto, branch: str) -> list[NodeProto]:
+    """What is left of a bracket of the branch that is taken, or of its If: plain identities."""
+    if node.op_type == ENTER:
+        return []
+    made = results_of(node, branch) if node.op_type == "If" else node.input[1 : 1 + len(node.output)]
+    return [helper.make_node("Identity", [a], [b], name=b) for a, b in zip(made, node.output, strict=True)]
+
+
 def branch_bodies(nodes: Sequence[NodeProto]) -> list[range]:
     """Bodies of If: places of their nodes, brackets included; what encloses others comes after them."""
     conditional = {_text(node, OWNER) for node in nodes if node.op_type == "If"}

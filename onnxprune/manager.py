@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 import onnx
 from onnx import ModelProto
 
+from onnxprune.branches import Path, path_of, typed_along
 from onnxprune.budget import Budget
 from onnxprune.calibration import Calibration
 from onnxprune.cost import Clock
@@ -110,6 +111,7 @@ class State:
     notes: list[str] = field(default_factory=list)
     clock: Clock | None = None
     importance: Importance = field(default_factory=Importance)
+    _path: Path | None = None
     _calibration: Calibration | None = None
     _facts: Trace | None = None
     _typed: TypedGraph | None = None
@@ -138,10 +140,18 @@ class State:
         return [x for c in self.cuts for x in c.dropped.layers]
 
     @property
+    def path(self) -> Path:
+        """The branches of Ifs that all of the calibration data take."""
+        if self._path is None:
+            self._path = {} if self.data is None else path_of(self.graph, self.facts, self.data)
+        return self._path
+
+    @property
     def calibration(self) -> Calibration | None:
         """Statistics of the present graph over the calibration data; None if there is none."""
         if self._calibration is None and self.data is not None:
-            self._calibration = Calibration(self.typed, self.data, self.samples, self.seed, self.importance)
+            seen = typed_along(self.typed, self.path)
+            self._calibration = Calibration(seen, self.data, self.samples, self.seed, self.importance, self.typed)
         return self._calibration
 
     def move(self, graph: Graph, keep_facts: bool) -> None:

@@ -20,6 +20,7 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto, helper
 
+from onnxprune.branches import along, put_back, typed_along
 from onnxprune.dims import Mask
 from onnxprune.errors import InputError
 from onnxprune.flow import inner_names
@@ -78,12 +79,13 @@ def recover(
     seed: int = 0,
     weights: Sequence[Feeds] = (),
     limit_bytes: int = LIMIT_BYTES,
+    places: bool = True,
 ) -> tuple[Graph, list[Mended], Left]:
     """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`;
-    `weights`: of the rows of each feed, where they do not count alike. Returns the graph with new weights, what was
-    mended, and what was not and why.
+    `weights`: of the rows of each feed, where they do not count alike; `places`: products may get biases. Returns the
+    graph with new weights, what was mended, and what was not and why.
     """
-    ready = with_places(graph, cuts, facts)
+    ready = with_places(graph, cuts, facts) if places else graph
     work = _Plan(ready, facts, cuts, way, set(ready.tensors) - set(graph.tensors), next(iter(feeds)))
     if not work.jobs:
         return graph, [], work.left
@@ -156,18 +158,33 @@ def mend_all(state: State, name: str, way: Way) -> Graph:
         told = f"{name}: nothing was done, as one sample cannot show whether it helps; give more"
         state.recoveries.append(Recovery(name, state.graph, state.graph, cuts=len(state.cuts), note=told))
         return state.graph
-    attempt = partial(recover, state.graph, state.facts, state.cuts, guard.rest, state.samples, seed=state.seed)
+    attempt = partial(_recover_seen, state, feeds=guard.rest)
 
     def biases() -> Graph:
-        return attempt(FILL)[0]
+        return attempt(way=FILL)[0]
 
-    weights = state.importance.of(state.cuts[0].typed, state.data, state.samples) if way.weighs else ()
-    made, mended, left = attempt(way, weights=guard.of_rest(weights))
+    seen = typed_along(state.cuts[0].typed, state.path)
+    weights = state.importance.of(seen, state.data, state.samples) if way.weighs else ()
+    made, mended, left = attempt(way=way, weights=guard.of_rest(weights))
     others = {} if way == FILL else {"the biases alone": biases}
     graph, note = guard.choose(state.graph, made, others) if mended else (state.graph, "")
     told = f"{name}: {note}" if note else ""
     state.recoveries.append(Recovery(name, state.graph, graph, tuple(mended), tuple(left), len(state.cuts), told))
     return graph
+
+
+def _recover_seen(
+    state: State, feeds: Iterable[Feeds], way: Way, weights: Sequence[Feeds] = ()
+) -> tuple[Graph, list[Mended], Left]:
+    """Recover what the data see of the graph: branches of Ifs as if they stood alone. Where there are such, products
+    that have no bias get none.
+    """
+    graph, path = state.graph, state.path
+    cuts = [replace(c, typed=typed_along(c.typed, path), result=along(c.result, path)) for c in state.cuts]
+    made, mended, left = recover(
+        along(graph, path), state.facts, cuts, feeds, state.samples, way, state.seed, weights, places=not path
+    )
+    return put_back(graph, path, made) if path else made, mended, left
 
 
 def _same(a: Graph, b: Graph) -> bool:

@@ -146,8 +146,8 @@ def curves(calibration: Calibration, dims: Iterable[Dim]) -> dict[Dim, Curve]:
         for d in group:
             swept = sweep(_readers(calibration, d, grams, seconds), d.size)
             found[d] = _held_out(calibration, d, grams, swept)
-    others = [i for i in calibration.typed.dims if i.dim in set(wanted) - set(found)]
-    norms, _ = score(calibration.typed, others, "l2")
+    others = [i for i in calibration.whole.dims if i.dim in set(wanted) - set(found)]
+    norms, _ = score(calibration.whole, others, "l2")
     return {d: found[d] if d in found else by_score(norms[d]) for d in wanted}
 
 
@@ -240,11 +240,14 @@ def measure(
     jobs: int = 1,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Dim, tuple[Curve, Probe]]:
-    """Probe every dim on some samples, and scale its curve to what the outputs say. `jobs` probes run at once, through
-    joblib, so that its back ends (processes, Dask, Ray) can spread them; `tell` hears how many are done.
+    """Probe every dim on some samples, and scale its curve to what the outputs say; a dim that the data do not see is
+    taken to lose what others do. `jobs` probes run at once, through joblib, so that its back ends (processes, Dask,
+    Ray) can spread them; `tell` hears how many are done.
     """
     from joblib import Parallel, delayed  # which takes as long as onnx to import
 
+    unseen = {d: c for d, c in found.items() if d in calibration.unseen}
+    found = {d: c for d, c in found.items() if d not in unseen}
     graph = calibration.typed.graph
     held = [f for k, f in enumerate(calibration.feeds) if calibration.is_held(k)]
     affordable = PROBE_PASSES * calibration.samples / max(len(found), 1)
@@ -268,7 +271,18 @@ def measure(
             local = float(found[d].errors[gone])
             made[d] = Curve(found[d].order, found[d].errors * (error / max(local, 1e-12))), Probe(gone, local, error)
             tell(len(made), len(found))
-    return {d: made[d] for d in found}
+    typical = [curve for curve, _ in made.values()]
+    for d, c in unseen.items():
+        curve, gone = _like(c, typical), _place(c)
+        made[d] = curve, Probe(gone, float(c.errors[gone]), float(curve.errors[gone]))
+    return made
+
+
+def _like(curve: Curve, others: Sequence[Curve]) -> Curve:
+    """A curve with the mean of the errors that others have at the same share of their units."""
+    shares = np.linspace(0, 1, len(curve.order) + 1)
+    errors = [np.interp(shares, np.linspace(0, 1, len(c.errors)), c.errors) for c in others]
+    return Curve(curve.order, np.mean(errors, 0)) if errors else curve
 
 
 def _carriers(calibration: Calibration) -> dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]:

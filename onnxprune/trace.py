@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, TensorProto, TypeProto, helper
+from onnx import NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.feeds import Binding, Shape, random_feeds
@@ -169,11 +169,13 @@ def _misfits(graph: Graph, facts: Walk) -> list[range]:
 
 def _elsewhere(graph: Graph, facts: Walk) -> tuple[dict[str, Known], dict[str, Known]]:
     """What is known of the bodies of If that the sizes are not for, at the first of the usual sizes that they fit, and
-    at the second sizes that go with these.
+    at the second sizes that go with these; all free axes have another size there.
     """
     found: tuple[dict[str, Known], dict[str, Known]] = {}, {}
     left = _misfits(graph, facts)
     for pair in bindings(graph) if left else ():
+        if not all(_moves(v, *pair) for v in graph.inputs):
+            continue
         walks = [walk(graph, facts.kinds, sizes) for sizes in pair]
         misfits = [body for made in walks for body in _misfits(graph, made)]
         for lent, made in zip(found, walks, strict=True):
@@ -183,6 +185,13 @@ def _elsewhere(graph: Graph, facts: Walk) -> tuple[dict[str, Known], dict[str, K
         if not left:
             break
     return found
+
+
+def _moves(value: ValueInfoProto, first: Binding, second: Binding) -> bool:
+    """Whether all free axes of an input have two sizes."""
+    dims = value.type.tensor_type.shape.dim
+    sizes = zip(dims, first.shapes.get(value.name, ()), second.shapes.get(value.name, ()), strict=False)
+    return all(a != b for d, a, b in sizes if d.dim_value <= 0)
 
 
 def _attempts(graph: Graph, kinds: Kinds) -> Iterator[tuple[Binding, Binding, Walk]]:

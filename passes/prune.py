@@ -74,7 +74,14 @@ class Prune:
             if own is None:
                 return Plan({}, state.model)
         curves = None if state.cuts else state.curves  # of the first graph
-        return _best(state, own or Budget(), curves)
+        plan = _best(state, own or Budget(), curves)
+        unseen = state.calibration.unseen if state.calibration else ()
+        if names := [d.name for d in state.typed.prunable if d.dim in unseen and d.name in plan.keep]:
+            state.notes.append(
+                f"the data never take the branch of an If that has {', '.join(names)}: units were chosen by weight"
+                " norm, and what they lose is not made up for; give samples that take it"
+            )
+        return plan
 
 
 def _best(state: State, budget: Budget, curves: Mapping[str, Curve] | None) -> Plan:

@@ -9,9 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnx import NodeProto, helper
-
-from onnxprune.flow import BODY, ENTER, LEAVE, OWNER, attribute, results_of
+from onnxprune.flow import OWNER, attribute, straightened
 from onnxprune.graph import Graph, attributes
 from onnxprune.manager import State
 from onnxprune.trace import Trace, trace
@@ -44,22 +42,4 @@ def _taken_branches(graph: Graph, facts: Trace) -> Graph:
             taken[attributes(node)[OWNER].decode()] = "then_branch" if cond.item() else "else_branch"
     if not taken:
         return graph
-    nodes: list[NodeProto] = []
-    skipping = 0
-    for node in graph.nodes:
-        own = attributes(node) if node.op_type in (ENTER, LEAVE, "If") else {}
-        branch = taken.get(own[OWNER].decode()) if OWNER in own else None
-        other = branch is not None and node.op_type != "If" and own[BODY].decode() != branch
-        skipping += other and node.op_type == ENTER
-        if not skipping:
-            nodes += [node] if branch is None else _straight(node, branch)
-        skipping -= other and node.op_type == LEAVE
-    return graph.replace(nodes)
-
-
-def _straight(node: NodeProto, branch: str) -> list[NodeProto]:
-    """What is left of a bracket of the branch that is taken, or of its If: plain identities."""
-    if node.op_type == ENTER:
-        return []
-    made = results_of(node, branch) if node.op_type == "If" else node.input[1 : 1 + len(node.output)]
-    return [helper.make_node("Identity", [a], [b], name=b) for a, b in zip(made, node.output, strict=True)]
+    return graph.replace([node for node, _ in straightened(graph.nodes, taken)])
