@@ -37,6 +37,7 @@ EXACTLY = 0.1  # what counts besides of the error step by step
 SEEN, LEAST_PROBABILITY = 1e-2, 1e-6  # classes that are likelier at some step; what is taken for 0 there
 CONSTANT = 1e-6  # of the squared size of an output, if it deviates less from its mean
 FAVOURED = 0.5  # the mean of the largest probability, from which on outputs are taken for class scores
+SURE, COMMON = 0.9, 0.98  # that mean, and the share of the commonest class, for scores at steps without a softmax
 
 
 class OutputError:
@@ -115,8 +116,16 @@ def _favours(scores: Array) -> bool:
 
 
 def _favours_at_steps(scores: Array) -> bool:
-    """Whether scores (N, T, classes) favour a class at the steps."""
-    return scores.ndim == 3 and scores.shape[1] > 1 and _favours(scores.reshape(-1, scores.shape[2]))
+    """Whether scores (N, T, classes) favour classes at the steps: probabilities do so as in `_favours`, scores without
+    a softmax if they are sure, and not always of the same one, as features with one large entry are.
+    """
+    if scores.ndim != 3 or scores.shape[1] < 2 or scores.shape[2] < 2 or not scores.size:
+        return False
+    rows = scores.reshape(-1, scores.shape[2])
+    if is_distribution(rows):
+        return _favours(rows)
+    largest = np.exp(log_probabilities(rows, False).max(1))
+    return bool(largest.mean() >= SURE and np.bincount(rows.argmax(1)).max() <= COMMON * len(rows))
 
 
 def divergence(want: Array, got: Array) -> NDArray[np.float64]:

@@ -40,8 +40,18 @@ def test_what_is_missing_and_what_is_new_both_count() -> None:
 
 def test_scores_before_the_softmax_give_the_same() -> None:
     want, got = at((3, 1), (8, 2)), at((3, 4))
-    probabilities, logits = lenient_divergence(want, got), lenient_divergence(np.log(want) + 3, np.log(got) - 1)
-    np.testing.assert_allclose(probabilities, logits, rtol=1e-4)
+    before, other = 2 * np.log(want) + 3, 2 * np.log(got) - 1
+    probabilities = [np.square(x) / np.square(x).sum(2, keepdims=True) for x in (want, got)]
+    np.testing.assert_allclose(lenient_divergence(*probabilities), lenient_divergence(before, other), rtol=1e-4)
+    assert error(before, 2 * np.log(at((3 + REACH, 1), (8, 2)))) < error(before, other) / 5
+
+
+def test_features_with_one_large_entry_are_no_scores() -> None:
+    rng = np.random.default_rng(0)
+    want = rng.standard_normal((4, STEPS, CLASSES))
+    want[..., 2] += 20
+    got = want + 0.1 * rng.standard_normal(want.shape)
+    assert error(want, got) == pytest.approx(np.square(want - got).sum() / np.square(want - want.mean(0)).sum())
 
 
 def test_sequences_of_numbers_are_compared_step_by_step() -> None:
