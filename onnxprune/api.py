@@ -110,8 +110,8 @@ def prune(
         ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
         macs, params, bytes: keep at most this fraction of the multiply-accumulates, parameters or bytes.
         latency: take this fraction of the original's time on this machine; latency_ms: this many milliseconds.
-        max_drop: lose at most this fraction of the metric on `test_data`, else on a part of `data` that is held back;
-            the MACs are made as few as that allows.
+        max_drop: lose at most this fraction of the metric, its standard error included, on `test_data`, else on a part
+            of `data` that is held back; the MACs are made as few as that allows.
         lossless: remove exactly what cannot matter. Exactly one of these budgets must be given.
         scope: "local": cut every dim alike; "global": weigh the units of all dims against each other; "isomorphic":
             those of dims of one size and structure.
