@@ -154,7 +154,7 @@ def fewest_macs(search: Search, judge: Judge) -> Found:
             low = macs
             continue
         loss = judge.loss(program(tried.state.graph))
-        if loss.drop + (loss.error or 0.0) <= allowed:
+        if _is_within(allowed, loss, judge.counts):
             high, best = macs, (tried, loss)
         else:
             low, least = macs, (tried, loss) if loss.drop <= allowed else None
@@ -165,11 +165,19 @@ def fewest_macs(search: Search, judge: Judge) -> Found:
     return found
 
 
+def _is_within(allowed: float, loss: Loss, counts: bool) -> bool:
+    """Whether a loss with its error keeps to a limit. Where a single sample is more than the limit, samples that became
+    right by chance make up for none.
+    """
+    few = counts and loss.samples * allowed < 1
+    return (max(loss.drop, 0.0) if few else loss.drop) + (loss.error or 0.0) <= allowed
+
+
 def _judgement(allowed: float, loss: Loss, counts: bool) -> str:
     """What is known of a loss that is to be at most `allowed`."""
     error = "of an unknown error" if loss.error is None else f"standard error {loss.error:.2g}"
     told = f"max_drop {allowed:g}: {loss.drop:.2g} was lost ({error}) on {loss.samples} samples"
-    if loss.error is not None and loss.drop + loss.error > allowed:
+    if not _is_within(allowed, loss, counts):
         return f"{told}, which do not show the limit: the least cut that was tried was taken; give more samples"
     if counts and loss.samples * allowed < FEW:
         told = f"{told}, of which one is {1 / loss.samples:.2g} of the whole"

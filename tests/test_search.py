@@ -21,7 +21,7 @@ from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.judge import Judge, Loss
 from onnxprune.plan import make_plan
-from onnxprune.search import TOLERANCE, TRIES, missed_time
+from onnxprune.search import TOLERANCE, TRIES, _is_within, missed_time
 from onnxprune.sensitivity import analyse
 from onnxprune.sessions import Settings
 from onnxprune.stopwatch import Stopwatch
@@ -286,6 +286,23 @@ MADE_UP: dict[
     "of no known error": (lambda cut: (cut / 10, None), 0.7, "of an unknown error"),
     "not shown, but kept to": (lambda cut: (cut / 10, 0.05), 0.99, "do not show the limit"),
 }
+
+
+# loss, error, samples, whether samples are counted: does it keep to 0.01?
+LOSSES = [
+    (0.004, 0.005, 500, True, True),
+    (0.006, 0.005, 500, True, False),
+    (-0.01, 0.015, 500, True, True),
+    (0.009, None, 500, True, True),
+    (0.0, 0.0, 50, True, True),  # so few can show nothing
+    (-0.02, 0.02, 50, True, False),
+    (-0.02, 0.02, 50, False, True),
+]
+
+
+@pytest.mark.parametrize(("drop", "error", "samples", "counts", "kept"), LOSSES)
+def test_what_keeps_to_a_limit(drop: float, error: float | None, samples: int, counts: bool, kept: bool) -> None:
+    assert _is_within(0.01, Loss(drop, error, samples), counts) == kept
 
 
 @pytest.mark.parametrize("case", MADE_UP)
