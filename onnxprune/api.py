@@ -23,7 +23,8 @@ from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, State, parse
 from onnxprune.metrics import MetricLike, Reading, Yardstick
-from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
+from onnxprune.passes import LOSSLESS, PASSES, PREPARE, RECOVERING, AbsorbConstants, in_steps
+from onnxprune.passes.drop_layers import DropLayers
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Plan
@@ -247,6 +248,7 @@ def run(
     fit = given is not None and not foreign
     turn = _turns(budget, plan, curves, rotate and fit)
     steps = parse(passes or _pipeline(budget, plan, recover and fit, turn), PASSES)
+    _require_order(steps)
     with blaming(graph), _telling_failures():
         pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
@@ -347,6 +349,15 @@ def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: b
     return in_steps(count, recover, layers, rotate)
 
 
+def _require_order(steps: Sequence[Pass]) -> None:
+    """InputError where nothing is cut before something is to be recovered from it."""
+    for step in steps:
+        if isinstance(step, (Prune, DropLayers)):
+            return
+        if isinstance(step, RECOVERING):
+            raise InputError(f"the pass {step.name} makes up for a cut: put it behind `prune` or `drop-layers`")
+
+
 def _require_data(
     budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool, dry_run: bool
 ) -> None:
@@ -419,6 +430,8 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
             f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)};"
             " --custom-op-library takes a library that has them"
         )
+    unused = sorted({n for d in data if d is not None for n in d.unused})
+    notes += [f"{n!r} in the data is not as long as the inputs: it was left aside" for n in unused]
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes

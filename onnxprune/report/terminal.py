@@ -218,6 +218,10 @@ def _show_frozen(out: Console, report: Report) -> None:
         out.print(
             "not prunable      " + "; ".join(f"{plural(n, 'dim')}: {reason}" for reason, n in kinds.most_common(6))
         )
+    left = Counter(plain_reason(reason) for _, reason in report.unrecovered)
+    if left:
+        told = "; ".join(f"{plural(n, 'product')}: {reason}" for reason, n in left.most_common(6))
+        out.print(f"not recovered     {told}")
     whole: dict[str, list[str]] = {}
     for name, reason in report.refused:
         whole.setdefault(reason, []).append(name)
