@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnxprune.feeds import Binding, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, State, parse
-from onnxprune.metrics import MetricLike, Reading, Yardstick
+from onnxprune.metrics import MetricLike, Reading, Yardstick, find_metric
 from onnxprune.passes import LOSSLESS, PASSES, PREPARE, RECOVERING, AbsorbConstants, in_steps
 from onnxprune.passes.drop_layers import DropLayers
 from onnxprune.passes.prune import Prune
@@ -35,6 +35,7 @@ from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.describe import describe
 from onnxprune.report.report import Report
 from onnxprune.report.timing import Timing
+from onnxprune.scan import scan
 from onnxprune.search import meet, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
@@ -379,18 +380,25 @@ def measure_sensitivity(
     seed: int = 0,
     jobs: int = 1,
     rotate: bool = True,
+    metric: MetricLike | None = None,
     progress: Progress = silent,
 ) -> Sensitivity:
-    """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
-    measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
+    """Measure the error curve of every prunable dim: what the outputs lose at each of its widths; and a `metric`, if
+    one is given, at some of them. `jobs` dims are measured at once. The result can be saved, and given to `prune`.
+    Raises InputError as `prune` does.
     """
+    if metric is not None:
+        find_metric(metric)  # so that a name that is none is told before anything is measured
     graph = model if isinstance(model, Graph) else load(model)
     given = fitting(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         _calibrate_on(state, given, seed)
         PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
-        return sensitivity_of(state, progress, jobs)
+        found = sensitivity_of(state, progress, jobs)
+        if metric is None or state.calibration is None:
+            return found
+        return replace(found, metric=scan(state.calibration, found, given.labelled, metric, jobs, progress))
 
 
 def _samples(

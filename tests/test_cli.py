@@ -229,6 +229,8 @@ BAD_COMMANDS = [
     (["apply", "plan.json", "in.onnx"], "-o"),
     (["apply", "gone.json", "in.onnx", "-o", "out.onnx"], "gone.json"),
     (["check", "in.onnx"], "PRUNED"),
+    (["sensitivity", "in.onnx", "--data", "random", "--plot", "curves.png"], ".svg, not curves.png"),
+    (["sensitivity", "in.onnx", "--data", "random", "--metric", "luck"], "unknown metric 'luck'"),
     (["bench", "in.onnx", "in.onnx", "--threads", "0"], "--threads"),
     (["check", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
     (["bench", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
