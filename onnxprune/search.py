@@ -81,6 +81,7 @@ class Search:
         """
         ready = self.ready
         tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
+        tried.notes = list(ready.notes)
         tried.mends = ready.mends and passes is None
         if last:
             ready.move(ready.graph, keep_facts=True)
@@ -176,7 +177,8 @@ def _is_within(allowed: float, loss: Loss, counts: bool) -> bool:
 def _judgement(allowed: float, loss: Loss, counts: bool) -> str:
     """What is known of a loss that is to be at most `allowed`."""
     error = "of an unknown error" if loss.error is None else f"standard error {loss.error:.2g}"
-    told = f"max_drop {allowed:g}: {loss.drop:.2g} was lost ({error}) on {loss.samples} samples"
+    change = f"{abs(loss.drop):.2g} was {'gained' if loss.drop < 0 else 'lost'}"
+    told = f"max_drop {allowed:g}: {change} ({error}) on {loss.samples} samples"
     if not _is_within(allowed, loss, counts):
         return f"{told}, which do not show the limit: the least cut that was tried was taken; give more samples"
     if counts and loss.samples * allowed < FEW:
