@@ -242,8 +242,10 @@ def sensitivity(
     data = _source(options, options.get("data"))
     if data is None:
         raise InputError("sensitivities need calibration data: give --data")
+    if plot and plot.suffix != ".svg":
+        raise InputError(f"curves are drawn as SVG: give --plot a name that ends in .svg, not {plot}")
     check_paths((model, config, options.get("data")), output, plot)
-    named = {n: options[n] for n in ("samples", "seed") if n in options}
+    named = {n: options[n] for n in ("samples", "seed", "metric") if n in options}
     with live.shown(quiet) as step:
         found = api.measure_sensitivity(
             load(model, options.get("custom_op_library", ())), data, jobs=jobs, progress=step, **named

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,8 +22,9 @@ from onnxprune.feeds import Binding, foreign_operators, random_feeds
 from onnxprune.gates import Gates
 from onnxprune.graph import Graph, from_proto
 from onnxprune.manager import Pass, PassManager, State, parse
-from onnxprune.metrics import MetricLike, Reading, Yardstick
-from onnxprune.passes import LOSSLESS, PASSES, PREPARE, AbsorbConstants, in_steps
+from onnxprune.metrics import MetricLike, Reading, Yardstick, find_metric
+from onnxprune.passes import LOSSLESS, PASSES, PREPARE, RECOVERING, AbsorbConstants, in_steps
+from onnxprune.passes.drop_layers import DropLayers
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.plan import Plan
@@ -34,6 +35,7 @@ from onnxprune.report.about import UNTOLD, About, called
 from onnxprune.report.describe import describe
 from onnxprune.report.report import Report
 from onnxprune.report.timing import Timing
+from onnxprune.scan import scan
 from onnxprune.search import meet, missed_time, sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Feeds, Libraries, Settings, program
@@ -110,8 +112,8 @@ def prune(
         ratio: fraction of units to remove, in (0, 1), of every dim or of all units together (`scope`).
         macs, params, bytes: keep at most this fraction of the multiply-accumulates, parameters or bytes.
         latency: take this fraction of the original's time on this machine; latency_ms: this many milliseconds.
-        max_drop: lose at most this fraction of the metric on `test_data`, else on a part of `data` that is held back;
-            the MACs are made as few as that allows.
+        max_drop: lose at most this fraction of the metric, its standard error included, on `test_data`, else on a part
+            of `data` that is held back; the MACs are made as few as that allows.
         lossless: remove exactly what cannot matter. Exactly one of these budgets must be given.
         scope: "local": cut every dim alike; "global": weigh the units of all dims against each other; "isomorphic":
             those of dims of one size and structure.
@@ -247,6 +249,7 @@ def run(
     fit = given is not None and not foreign
     turn = _turns(budget, plan, curves, rotate and fit)
     steps = parse(passes or _pipeline(budget, plan, recover and fit, turn), PASSES)
+    _require_order(steps)
     with blaming(graph), _telling_failures():
         pair = _sizes(graph, given or tests, check or (needs_clock and not foreign), seed)
         state = State(graph, pair, budget, plan, graph.fingerprint(), dry_run)
@@ -347,6 +350,15 @@ def _pipeline(budget: Budget | None, plan: Plan | None, recover: bool, rotate: b
     return in_steps(count, recover, layers, rotate)
 
 
+def _require_order(steps: Sequence[Pass]) -> None:
+    """InputError where nothing is cut before something is to be recovered from it."""
+    for step in steps:
+        if isinstance(step, (Prune, DropLayers)):
+            return
+        if isinstance(step, RECOVERING):
+            raise InputError(f"the pass {step.name} makes up for a cut: put it behind `prune` or `drop-layers`")
+
+
 def _require_data(
     budget: Budget | None, metric: MetricLike | None, tests: Samples | None, check: bool, dry_run: bool
 ) -> None:
@@ -368,18 +380,25 @@ def measure_sensitivity(
     seed: int = 0,
     jobs: int = 1,
     rotate: bool = True,
+    metric: MetricLike | None = None,
     progress: Progress = silent,
 ) -> Sensitivity:
-    """Measure the error curve of every prunable dim: what the outputs lose at each of its widths. `jobs` dims are
-    measured at once. The result can be saved, and given to `prune`. Raises InputError as `prune` does.
+    """Measure the error curve of every prunable dim: what the outputs lose at each of its widths; and a `metric`, if
+    one is given, at some of them. `jobs` dims are measured at once. The result can be saved, and given to `prune`.
+    Raises InputError as `prune` does.
     """
+    if metric is not None:
+        find_metric(metric)  # so that a name that is none is told before anything is measured
     graph = model if isinstance(model, Graph) else load(model)
     given = fitting(graph, data, samples, seed)
     with blaming(graph):
         state = State(graph, _sizes(graph, given, True, seed), model=graph.fingerprint())
         _calibrate_on(state, given, seed)
         PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
-        return sensitivity_of(state, progress, jobs)
+        found = sensitivity_of(state, progress, jobs)
+        if metric is None or state.calibration is None:
+            return found
+        return replace(found, metric=scan(state.calibration, found, given.labelled, metric, jobs, progress))
 
 
 def _samples(
@@ -419,6 +438,8 @@ def _notes(foreign: Sequence[str], *data: Samples | None) -> list[str]:
             f"not checked and not measured: ONNX Runtime has no kernels for {', '.join(foreign)};"
             " --custom-op-library takes a library that has them"
         )
+    unused = sorted({n for d in data if d is not None for n in d.unused})
+    notes += [f"{n!r} in the data is not as long as the inputs: it was left aside" for n in unused]
     if any(d is not None and d.is_random for d in data):
         notes.append("the data is random, a poor choice: what matters on real inputs may not show on it; give samples")
     return notes

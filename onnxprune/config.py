@@ -60,7 +60,8 @@ def read_config(path: Path) -> dict[str, Any]:
 def _preprocessing(path: Path, stated: Mapping[str, Any]) -> Preprocessing:
     known = [f.name for f in fields(Preprocessing)]
     if unknown := next((k for k in stated if k not in known and k not in DATA), None):
-        raise InputError(f"the config {path} has an unknown key {unknown!r} in [data]: choose from {[*DATA, *known]}")
+        choice = ", ".join([*DATA, *known])
+        raise InputError(f"the config {path} has an unknown key {unknown!r} in [data]: choose from {choice}")
     try:
         return Preprocessing(**{k: v for k, v in stated.items() if k in known})
     except InputError as error:

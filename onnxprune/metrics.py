@@ -46,12 +46,15 @@ class NotApplicable(InputError):
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: what it is called, whether larger is better, and what measures it: a tally or a user's function."""
+    """A metric: what it is called, whether larger is better, and what measures it: a tally or a user's function.
+    `counts`: samples are right or wrong (as a user's function is taken to say), so few of them say little.
+    """
 
     name: str
     higher_is_better: bool = True
     tally: Callable[[], Tally] | None = None
     function: Function | None = None
+    counts: bool = True
 
     def drop(self, before: float, after: float) -> float:
         """The loss from `before` to `after` as a fraction of `before` (0.01: one hundredth of it is lost; below 0: a
@@ -93,7 +96,7 @@ class Yardstick:
     """
 
     def __init__(self, original: Original, metric: MetricLike | None = None) -> None:
-        self._original = original
+        self.original = original
         if metric is None:
             self.metric, self.before = self._default()
         else:
@@ -116,16 +119,16 @@ class Yardstick:
         value = self.before if model is None else self._value(model, title, watchers)
         metric = self.metric
         drop = metric.drop(self.before, value)
-        return Reading(stage, metric.name, value, drop, metric.higher_is_better, self._original.samples)
+        return Reading(stage, metric.name, value, drop, metric.higher_is_better, self.original.samples)
 
     def _value(self, model: Runnable | None, title: str, watchers: Sequence[Watcher] = ()) -> float:
         run = None if model is None else runner(model, title)
         if self.metric.tally is not None:
             tally = self.metric.tally()
-            self._original.watch(run, [*watchers, tally])
+            self.original.watch(run, [*watchers, tally])
             return tally.value()
-        self._original.watch(run, watchers)
-        return _call(self.metric, run or self._original.runner(), self._original.data)
+        self.original.watch(run, watchers)
+        return measured(self.metric, run or self.original.runner(), self.original.data)
 
 
 class Distance:
@@ -199,11 +202,11 @@ def _class_labels(labels: Labels, shape: tuple[int, ...]) -> NDArray[Any]:
 METRICS = {
     m.name: m
     for m in (
-        Metric("rel-l2", False, partial(Distance, "rel_l2")),
-        Metric("cosine", True, partial(Distance, "cosine")),
-        Metric("sqnr-db", True, partial(Distance, "rel_l2", decibels)),
+        Metric("rel-l2", False, partial(Distance, "rel_l2"), counts=False),
+        Metric("cosine", True, partial(Distance, "cosine"), counts=False),
+        Metric("sqnr-db", True, partial(Distance, "rel_l2", decibels), counts=False),
         Metric("top1-agreement", True, partial(Distance, "top1_agreement")),
-        Metric("kl", False, partial(RowMean, divergence)),
+        Metric("kl", False, partial(RowMean, divergence), counts=False),
         Metric("top1", True, partial(RowMean, partial(in_top, 1))),
         Metric("top5", True, partial(RowMean, partial(in_top, 5))),
     )
@@ -228,7 +231,7 @@ def _of_function(function: Function, name: str) -> Metric:
     return Metric(name, bool(getattr(function, "higher_is_better", True)), function=function)
 
 
-def _call(metric: Metric, run: Run, data: object) -> float:
+def measured(metric: Metric, run: Run, data: object) -> float:
     """What a user's function says; InputError naming it where it fails or gives no number."""
     if metric.function is None:
         raise InputError(f"the metric {metric.name!r} has neither a tally nor a function")

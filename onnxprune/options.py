@@ -71,7 +71,10 @@ class BudgetOptions:
     ] = None
     max_drop: Annotated[
         float | None,
-        typer.Option(metavar="F", help="Lose at most this fraction of the metric; as few MACs as it allows."),
+        typer.Option(
+            metavar="F",
+            help="Lose at most this fraction of the metric, with its standard error; as few MACs as it allows.",
+        ),
     ] = None
     lossless: Annotated[bool | None, typer.Option("--lossless", help="Remove exactly what has no effect.")] = None
 

@@ -1,7 +1,7 @@
 """Budgets that are met by measuring what comes of them. The passes up to the first cut run once, the others at every
 try, with the same error curves.
 
-max_drop       bisection for the fewest MACs at which the metric loses no more than allowed
+max_drop       bisection for the fewest MACs at which the metric loses no more than allowed, by its standard error
 latency,       the latency model (`timing`) chooses widths for a share of the time; what they make is measured against
 latency_ms     the original, end to end, and the share that is asked of the model is corrected by what was missed, until
                the measured ratio is close to the one that is wanted. Nothing is recovered on the way: weights do not
@@ -21,8 +21,8 @@ from onnxprune.budget import Budget, picked_dims
 from onnxprune.criteria import OBS
 from onnxprune.errors import GateError, InputError
 from onnxprune.inference import DimInfo
+from onnxprune.judge import Judge, Loss
 from onnxprune.manager import Pass, PassManager, PassResult, State
-from onnxprune.metrics import Yardstick
 from onnxprune.passes import RECOVERING
 from onnxprune.passes.prune import Prune
 from onnxprune.progress import Progress
@@ -81,6 +81,7 @@ class Search:
         """
         ready = self.ready
         tried = replace(ready, budget=budget, cuts=list(ready.cuts), recoveries=list(ready.recoveries))
+        tried.notes = list(ready.notes)
         tried.mends = ready.mends and passes is None
         if last:
             ready.move(ready.graph, keep_facts=True)
@@ -124,7 +125,7 @@ def meet(
     if budget is not None and budget.max_drop is not None:
         if facts is None or facts.yardstick is None:
             raise InputError("max_drop needs a budget and measurements, and goes with no dry run")
-        return fewest_macs(Search(manager, state, progress), facts.yardstick)
+        return fewest_macs(Search(manager, state, progress), Judge(facts.yardstick))
     if budget is not None and budget.in_time and isinstance(state.clock, Clock) and watch and not state.dry_run:
         return in_time(Search(manager, state, progress), state.clock, watch)
     if budget is not None and budget.in_blocks is not None and any(s == Prune() for s in manager.passes):
@@ -135,13 +136,16 @@ def meet(
     return Found(state, manager.run(state, progress))
 
 
-def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
-    """The run that keeps the fewest MACs of those at which the metric loses no more than `max_drop`."""
+def fewest_macs(search: Search, judge: Judge) -> Found:
+    """The run that keeps the fewest MACs of those at which the metric loses no more than `max_drop`: what is lost and
+    its standard error together, since the samples that are judged by are not those that the model is made for. Where
+    none is shown to, the least cut that was tried, if it loses no more on these samples.
+    """
     allowed = search.budget.max_drop or 0.0
     search.measure_curves()
     low, high = 0.0, 1.0
-    best: Found | None = None
-    samples = 0
+    best: tuple[Found, Loss] | None = None
+    least: tuple[Found, Loss] | None = None
     for k in range(SEARCHES):
         macs = (low + high) / 2
         search.progress(f"{macs:.1%} of the MACs", k, SEARCHES)
@@ -150,18 +154,37 @@ def fewest_macs(search: Search, yardstick: Yardstick) -> Found:
         except InputError:  # the least that may be kept is more
             low = macs
             continue
-        reading = yardstick.read("tried", program(tried.state.graph))
-        samples = reading.samples
-        if reading.drop <= allowed:
-            high, best = macs, tried
+        loss = judge.loss(program(tried.state.graph))
+        if _is_within(allowed, loss, judge.counts):
+            high, best = macs, (tried, loss)
         else:
-            low = macs
-    if best is None:
+            low, least = macs, (tried, loss) if loss.drop <= allowed else None
+    if (chosen := best or least) is None:
         raise GateError(f"nothing was removed: already at {macs:.1%} of the MACs the metric loses more than allowed")
-    if samples * allowed < FEW:
-        told = f"max_drop {allowed:g} was judged on {samples} samples, of which one is {1 / samples:.2g} of the whole"
-        best.state.notes.append(f"{told}: on others the loss may be larger; give more")
-    return best
+    found, loss = chosen
+    found.state.notes.append(_judgement(allowed, loss, judge.counts))
+    return found
+
+
+def _is_within(allowed: float, loss: Loss, counts: bool) -> bool:
+    """Whether a loss with its error keeps to a limit. Where a single sample is more than the limit, samples that became
+    right by chance make up for none.
+    """
+    few = counts and loss.samples * allowed < 1
+    return (max(loss.drop, 0.0) if few else loss.drop) + (loss.error or 0.0) <= allowed
+
+
+def _judgement(allowed: float, loss: Loss, counts: bool) -> str:
+    """What is known of a loss that is to be at most `allowed`."""
+    error = "of an unknown error" if loss.error is None else f"standard error {loss.error:.2g}"
+    change = f"{abs(loss.drop):.2g} was {'gained' if loss.drop < 0 else 'lost'}"
+    told = f"max_drop {allowed:g}: {change} ({error}) on {loss.samples} samples"
+    if not _is_within(allowed, loss, counts):
+        return f"{told}, which do not show the limit: the least cut that was tried was taken; give more samples"
+    if counts and loss.samples * allowed < FEW:
+        told = f"{told}, of which one is {1 / loss.samples:.2g} of the whole"
+        return f"{told}: on others the loss may be larger; give at least {math.ceil(FEW / allowed)}"
+    return told
 
 
 def in_time(search: Search, clock: Clock, watch: Stopwatch) -> Found:

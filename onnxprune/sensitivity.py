@@ -37,6 +37,7 @@ from onnxprune.tokens import meant
 
 Array = NDArray[Any]
 VERSION = 2
+SHARES = (0.9, 0.75, 0.5, 0.25)  # of the units, in tables of sensitivities and for metrics
 PROBE_SAMPLES = 64
 PROBE_PASSES, LEAST_SAMPLES = 1.5, 24  # what all probes together may take, in passes over the data
 EXCHANGE_ROWS = 2048  # of a reader: above, a try costs more than it brings
@@ -56,6 +57,24 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class MetricScan:
+    """A metric (`scan`): its value for the whole model, on how many samples, and for each dim at some widths, as pairs
+    of units kept and value.
+    """
+
+    name: str
+    whole: float
+    samples: int
+    values: Mapping[str, Sequence[tuple[int, float]]]
+
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> MetricScan:
+        """As it was saved."""
+        values = {n: tuple((int(k), float(v)) for k, v in rows) for n, rows in data["values"].items()}
+        return MetricScan(str(data["name"]), float(data["whole"]), int(data["samples"]), values)
+
+
+@dataclass(frozen=True)
 class Sensitivity:
     """The curves of one model, by dim name, and where they were measured; saved for reuse as JSON. `model` is the
     fingerprint of the file's structure, `bases` are those in which the units are counted (`rotation`).
@@ -67,6 +86,7 @@ class Sensitivity:
     probes: Mapping[str, Probe]
     kinds: Mapping[str, str]
     bases: Bases = field(default_factory=dict)
+    metric: MetricScan | None = None
 
     def curves_for(self, model: str) -> Mapping[str, Curve]:
         """The curves; InputError if they are another model's."""
@@ -89,7 +109,8 @@ class Sensitivity:
             for n, c in self.curves.items()
         }
         made = {"version": VERSION, "model": self.model, "samples": self.samples, "dims": dims}
-        return json.dumps(made | {"bases": packed(self.bases)}, indent=1)
+        measured = {"metric": asdict(self.metric)} if self.metric else {}
+        return json.dumps(made | {"bases": packed(self.bases)} | measured, indent=1)
 
     @staticmethod
     def from_json(text: str) -> Sensitivity:
@@ -108,7 +129,8 @@ class Sensitivity:
             }
             kinds = {n: str(r["kind"]) for n, r in rows}
             bases = unpacked(data["bases"])
-            return Sensitivity(str(data["model"]), int(data["samples"]), found, probes, kinds, bases)
+            scan = MetricScan.of(data["metric"]) if "metric" in data else None
+            return Sensitivity(str(data["model"]), int(data["samples"]), found, probes, kinds, bases, scan)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
@@ -255,15 +277,15 @@ def measure(
     feeds = first(held or calibration.feeds, wanted, cuttable(graph, calibration.typed.facts))
     tokens = [calibration.tokens(f) for f in feeds]
     stages, want = Stages(graph, calibration.typed.facts, feeds), _outputs(graph, feeds, tokens)
-    carriers = _carriers(calibration)
-    starts = {d: _start(calibration, d, carriers.get(d, [])) for d in found}
+    carried = carriers(calibration)
+    starts = {d: _start(calibration, d, carried.get(d, [])) for d in found}
     made: dict[Dim, tuple[Curve, Probe]] = {}
     for group in calibration.grouped(sorted(found, key=lambda d: starts[d])):
         grams = calibration.grams([c.linear for d in group for c in calibration.consumers.get(d, [])])
         places = [_place(found[d]) for d in group]
         tasks = (
             delayed(_probe)(
-                *stages.rest(starts[d]), _without(calibration, d, found[d], k, carriers.get(d, []), grams), want, tokens
+                *stages.rest(starts[d]), without(calibration, d, found[d], k, carried.get(d, []), grams), want, tokens
             )
             for d, k in zip(group, places, strict=True)
         )
@@ -285,7 +307,7 @@ def _like(curve: Curve, others: Sequence[Curve]) -> Curve:
     return Curve(curve.order, np.mean(errors, 0)) if errors else curve
 
 
-def _carriers(calibration: Calibration) -> dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]:
+def carriers(calibration: Calibration) -> dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]:
     """The stored floats that carry each dim, with the axis and the unit of each of its indices."""
     graph, found = calibration.typed.graph, dict[Dim, list[tuple[str, int, NDArray[np.int64]]]]()
     for use in calibration.typed.uses:
@@ -325,7 +347,7 @@ def _probe(
     )
 
 
-def _without(
+def without(
     calibration: Calibration,
     d: Dim,
     curve: Curve,

@@ -78,10 +78,12 @@ def _together(state: State) -> Chosen:
     errors = [_trial(state, [x.name for x in p.layers]) for p in likely] if len(likely) > 1 else [0.0]
     best = min(range(len(likely)), key=lambda k: errors[k])
     tries = ", ".join(f"{e:.3g} without {len(p.layers)}" for p, e in zip(likely, errors, strict=True))
-    told = f"layers were weighed against widths; relative squared error on samples that were held back: {tries}"
+    tried = f"relative squared error on samples that were held back: {tries}"
+    alone = f"to drop {len(likely[0].layers) or 'none'} is predicted to lose least by far"
+    told = f"layers were weighed against widths; {tried if len(likely) > 1 else alone}"
     gone = set(likely[best].layers)
     layers = tuple(x for x in find(state.typed) if x in gone)
-    return Chosen(layers, weighed.measured.scores, told=told if len(likely) > 1 else "")
+    return Chosen(layers, weighed.measured.scores, told=told)
 
 
 def _trial(state: State, names: list[str]) -> float:

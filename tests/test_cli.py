@@ -211,6 +211,8 @@ BAD_OPTIONS = [
     ("--ratio 0.5 --data random --metric top1", "labels"),
     ("--ratio 0.5 --metric rel-l2", "--data"),
     ("--ratio 0.5 --config gone.toml", "gone.toml"),
+    ("--passes fill-means,prune(ratio=0.5)", "fill-means makes up for a cut: put it behind"),
+    ("--passes merge-units", "put it behind"),
 ]
 
 
@@ -227,6 +229,8 @@ BAD_COMMANDS = [
     (["apply", "plan.json", "in.onnx"], "-o"),
     (["apply", "gone.json", "in.onnx", "-o", "out.onnx"], "gone.json"),
     (["check", "in.onnx"], "PRUNED"),
+    (["sensitivity", "in.onnx", "--data", "random", "--plot", "curves.png"], ".svg, not curves.png"),
+    (["sensitivity", "in.onnx", "--data", "random", "--metric", "luck"], "unknown metric 'luck'"),
     (["bench", "in.onnx", "in.onnx", "--threads", "0"], "--threads"),
     (["check", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
     (["bench", "in.onnx", "in.onnx", "--json", "in.onnx"], "in.onnx"),
@@ -252,8 +256,9 @@ BAD_DATA = {
     "missing input": ("d.npz", {"z": X}, "'x'"),
     "no samples": ("d.npz", {"x": X[:0]}, "no samples"),
     "objects": ("d.npz", {"x": np.array([{}, {}])}, "d.npz"),
-    "text": ("d.npz", b"x,y\n1,2\n", "d.npz"),
-    "empty file": ("d.npz", b"", "d.npz"),
+    "text": ("d.npz", b"x,y\n1,2\n", "d.npz: it is no .npy or .npz file"),
+    "empty file": ("d.npz", b"", "d.npz: it is no .npy or .npz file"),
+    "broken array": ("d.npy", b"\x93NUMPY" + b"\0" * 30, "d.npy"),
     "broken zip": ("d.npz", b"PK\x03\x04" + b"\0" * 30, "d.npz"),
     "empty folder": ("d", {}, "holds no"),
     "array of wrong shape": ("d.npy", np.zeros((2, 5), np.float32), "[2, 5]"),
@@ -280,6 +285,39 @@ def test_bad_data(box: Box, capsys: pytest.CaptureFixture[str], title: str) -> N
     refused(box, capsys, word, "check", "in.onnx", "in.onnx", "--data", name)
 
 
+@pytest.mark.usefixtures("quick")
+def test_labels_that_do_not_belong_to_the_inputs_are_told(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(box.root / "d.npz", x=X, labels=np.zeros(3, int), names=np.zeros(5))
+    assert main(["prune", "in.onnx", "-o", "out.onnx", "--ratio", "0.5", "--data", "d.npz"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "note: 'labels' in the data is not as long as the inputs: it was left aside" in told and "names" not in told
+
+
+def test_a_folder_of_images_is_named_not_described(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    write(
+        box,
+        "in.onnx",
+        build(
+            "(float[N,1,4,4] x) => (float[N,4] y) <float[16,4] w, int64[2] s = {0,-1}>"
+            " { f = Reshape(x, s) y = MatMul(f, w) }"
+        ),
+    )
+    (box.root / "seen").mkdir()
+    image.new("L", (4, 4)).save(box.root / "seen" / "a.png")
+    write(box, "c.toml", "[data]\npath = 'seen'\n")
+    assert box("check", "in.onnx", "in.onnx", "--config", "c.toml") == 0
+    assert "on seen\n" in capsys.readouterr().out
+
+
+def test_what_was_not_recovered_is_told(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no BatchNormalization to tell means."""
+    argv = ("prune", "in.onnx", "-o", "out.onnx", "--no-check", "--passes", "prune(ratio=0.5),fill-means")
+    assert box(*argv) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "not recovered 2 products: the mean of what it lost is not known without data" in told
+
+
 def test_data_that_the_model_does_not_take(box: Box, capsys: pytest.CaptureFixture[str]) -> None:
     """The right shape and type, but character numbers that the embedding does not have."""
     np.savez(box.root / "d.npz", text=np.full((2, 48), 5000))
@@ -302,7 +340,7 @@ BAD_CONFIGS = [
     ("[report]\nratio = 0.5", "report"),
     ("ratio = 0.5\njson = 'gone/report.json'", "gone"),
     ("ratio = 0.5\n[data]\nsize = 5", "height, width"),
-    ("ratio = 0.5\n[data]\nsizes = [5, 5]", "sizes"),
+    ("ratio = 0.5\n[data]\nsizes = [5, 5]", "'sizes' in [data]: choose from path, test"),
     ("ratio = 0.5\n[data]\npath = 1", "data"),
     ("samples = 64\n[prune]\nratio = 0.5\n[data]\nsamples = 64", "twice"),
     ("[prune]\nratio = 0.5\ndata = 'a.npz'\n[data]\npath = 'b.npz'", "twice"),

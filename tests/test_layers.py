@@ -40,7 +40,7 @@ LAYERS = (
     "scores",
     "recovery trials",
     "passes validate metrics",
-    "gates benchmark timing",
+    "gates benchmark timing judge scan",
     "report",
     "proof stopwatch",
     "search",

@@ -19,8 +19,10 @@ from onnxprune.budget import BLOCK, Budget
 from onnxprune.dims import Dim
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.judge import Judge, Loss
+from onnxprune.passes.prune import Prune
 from onnxprune.plan import make_plan
-from onnxprune.search import TOLERANCE, TRIES, missed_time
+from onnxprune.search import TOLERANCE, TRIES, _is_within, missed_time
 from onnxprune.sensitivity import analyse
 from onnxprune.sessions import Settings
 from onnxprune.stopwatch import Stopwatch
@@ -274,11 +276,72 @@ def test_what_a_limit_on_the_metric_is_judged_by_is_held_back(samples: int, judg
     made = onnxprune.prune(build(MLP), max_drop=0.5, data={"x": x}, samples=samples, allow_slower=True)
     assert {m.samples for m in made.report.metrics} == {judged}
     assert made.report.metrics[-1].drop <= 0.5
-    assert not any("was judged on" in n for n in made.report.notes)
+    assert any(f"on {judged} samples" in n for n in made.report.notes)
 
 
-def test_a_limit_that_few_samples_judge_is_told() -> None:
+# a limit on the metric
+MADE_UP: dict[
+    str, tuple[Callable[[float], tuple[float, float | None]], float, str]
+] = {  # loss and error of what is cut; MACs kept; the note
+    "with its error": (lambda cut: (cut / 10, 0.01), 0.8, "standard error 0.01"),
+    "of no known error": (lambda cut: (cut / 10, None), 0.7, "of an unknown error"),
+    "not shown, but kept to": (lambda cut: (cut / 10, 0.05), 0.99, "do not show the limit"),
+}
+
+
+# loss, error, samples, whether samples are counted: does it keep to 0.01?
+LOSSES = [
+    (0.004, 0.005, 500, True, True),
+    (0.006, 0.005, 500, True, False),
+    (-0.01, 0.015, 500, True, True),
+    (0.009, None, 500, True, True),
+    (0.0, 0.0, 50, True, True),  # so few can show nothing
+    (-0.02, 0.02, 50, True, False),
+    (-0.02, 0.02, 50, False, True),
+]
+
+
+@pytest.mark.parametrize(("drop", "error", "samples", "counts", "kept"), LOSSES)
+def test_what_keeps_to_a_limit(drop: float, error: float | None, samples: int, counts: bool, kept: bool) -> None:
+    assert _is_within(0.01, Loss(drop, error, samples), counts) == kept
+
+
+@pytest.mark.parametrize("case", MADE_UP)
+def test_the_loss_and_its_error_stay_below_the_limit(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth, kept, note = MADE_UP[case]
+    whole = cost.macs(typed_model(build(MLP))).at({})
+
+    def loss(self: Judge, program: Any) -> Loss:
+        return Loss(*truth(1 - cost.macs(typed_model(program.model)).at({}) / whole), 1000)
+
+    monkeypatch.setattr(Judge, "loss", loss)
     x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
-    made = onnxprune.prune(build(MLP), max_drop=0.2, data={"x": x}, samples=512, allow_slower=True)
-    (note,) = [n for n in made.report.notes if "was judged on" in n]
-    assert note.startswith("max_drop 0.2 was judged on 16 samples, of which one is 0.062 of the whole")
+    found = onnxprune.prune(build(MLP), max_drop=0.03, data={"x": x}, allow_slower=True).report
+    assert found.macs.after / found.macs.before == pytest.approx(kept, abs=0.02)
+    assert any(note in n and n.startswith("max_drop 0.03: ") for n in found.notes)
+
+
+def test_a_limit_that_nothing_keeps_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "loss", lambda self, program: Loss(0.04, 0.01, 1000))
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    with pytest.raises(GateError, match="nothing was removed: already at 99"):
+        onnxprune.prune(build(MLP), max_drop=0.03, data={"x": x}, allow_slower=True)
+
+
+def test_what_came_of_other_tries_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Prune.run
+    monkeypatch.setattr(Prune, "run", lambda self, state: (state.notes.append("tried"), run(self, state))[1])
+    monkeypatch.setattr(Judge, "loss", lambda self, program: Loss(-0.01, 0.001, 1000))
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    found = onnxprune.prune(build(MLP), max_drop=0.03, data={"x": x}, allow_slower=True).report
+    assert found.notes.count("tried") == 1
+    assert "max_drop 0.03: 0.01 was gained (standard error 0.001) on 1000 samples" in found.notes
+
+
+@pytest.mark.parametrize(("metric", "told"), [("top1-agreement", True), ("rel-l2", False)])
+def test_few_samples_are_told_where_right_ones_are_counted(metric: str, told: bool) -> None:
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    found = onnxprune.prune(build(MLP), max_drop=0.2, data={"x": x}, metric=metric, allow_slower=True).report
+    (note,) = [n for n in found.notes if n.startswith("max_drop 0.2: ")]
+    assert ("on 16 samples, of which one is 0.062 of the whole" in note) == told
+    assert note.endswith("give at least 20") == told

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import numpy_helper
 
 import onnxprune
 from onnxprune import sessions
 from onnxprune.calibration import Calibration
+from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.inference import infer
 from onnxprune.losses import output_error
 from onnxprune.reading import load
-from onnxprune.sensitivity import curves, measure
+from onnxprune.report.plots import curves_svg
+from onnxprune.sensitivity import Sensitivity, curves, measure
 from onnxprune.sessions import Feeds
 from onnxprune.trace import trace
 from tests.common import build
@@ -116,6 +121,36 @@ def test_products_that_see_the_same_rows_share_one_gram_matrix(monkeypatch: pyte
     assert passes == [{"r"}, {"x", "s"}, set()]
     rows = np.concatenate([np.maximum(f["x"] @ graph.array("a"), 0) for f in feeds])
     np.testing.assert_allclose(first.covariance[0], np.cov(rows.T, bias=True), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_metric_is_measured_at_some_widths_of_each_dim(jobs: int) -> None:
+    """On samples that were held out; nothing is lost where units are copies."""
+    graph = build(TWO)
+    for name in ("c", "d", "e"):
+        held = next(t for t in graph.graph.initializer if t.name == name)
+        array = numpy_helper.to_array(held).copy()
+        if name == "e":
+            array[5:] = array[:5]
+        else:
+            array[..., 5:] = array[..., :5]
+        held.CopyFrom(numpy_helper.from_array(array, name))
+    x = np.random.default_rng(0).normal(size=(320, 6)).astype(np.float32)
+    found = onnxprune.measure_sensitivity(graph, {"x": x}, metric="rel-l2", jobs=jobs)
+    assert found.metric is not None and (found.metric.name, found.metric.samples) == ("rel-l2", 64)
+    assert found.metric.whole == 0 and list(found.metric.values) == list(found.curves)
+    values = {len(found.curves[n].order): dict(v) for n, v in found.metric.values.items()}
+    assert {size: list(v) for size, v in values.items()} == {8: [7, 6, 4, 2], 10: [9, 8, 5, 2]}
+    assert values[10][5] < 0.02 < values[10][2] and values[8][7] <= values[8][2]
+    assert Sensitivity.from_json(found.to_json()).metric == found.metric
+    assert "rel-l2" in curves_svg(found)
+    decibels = replace(found.metric, name="sqnr-db", whole=math.inf)
+    assert "sqnr-db" in curves_svg(replace(found, metric=decibels))
+
+
+def test_a_metric_that_is_none_is_told_first() -> None:
+    with pytest.raises(InputError, match="unknown metric 'luck'"):
+        onnxprune.measure_sensitivity(build(TWO), {"x": np.zeros((9, 6), np.float32)}, metric="luck")
 
 
 def test_curves_count_the_samples_that_there_are() -> None:

@@ -58,7 +58,9 @@ class Member:
 
 
 class UnitView:
-    """A dim and what is known of its units."""
+    """A dim and what is known of its units: its `name` and `kind`, `size` (how many units there are), and what the
+    methods tell.
+    """
 
     def __init__(self, info: DimInfo, evidence: Evidence) -> None:
         self.info, self._evidence = info, evidence

@@ -52,8 +52,10 @@ def stored_arrays(file: Path) -> dict[str, Stored]:
     """Arrays of a file by name (that of an .npy is `ONLY`). InputError where it cannot be read."""
     with _reading(file):
         with file.open("rb") as stream:
-            zipped = stream.read(4) in ZIP_MAGIC
-        if not zipped:
+            magic = stream.read(len(npy.MAGIC_PREFIX))
+        if magic[:4] not in ZIP_MAGIC and magic != npy.MAGIC_PREFIX:
+            raise ValueError("it is no .npy or .npz file")
+        if magic == npy.MAGIC_PREFIX:
             return {ONLY: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))}
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if m.filename.endswith(".npy")]

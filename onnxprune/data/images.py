@@ -116,6 +116,9 @@ class ImageFolder:
     path: str | os.PathLike[str]
     preprocessing: Preprocessing = Preprocessing()
 
+    def __str__(self) -> str:
+        return str(self.path)
+
     def rows(self, inputs: Sequence[onnx.ValueInfoProto]) -> list[tuple[str, Callable[[], Row]]]:
         """Each image's name, and what reads it: one row of every input of the model, and its label if there is one."""
         files = image_files(Path(self.path))

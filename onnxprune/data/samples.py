@@ -59,6 +59,7 @@ class Samples:
         self._limit = _multiple(limit, self._fixed)
         self._stream: Callable[[], Iterator[Record]] | None = None
         self._chosen: list[tuple[Record, Rows | None]] = []
+        self.unused = set[str]()  # arrays that are called labels, but are not as long as the inputs
         self._part: tuple[float, bool] | None = None  # a share of the samples, and whether it is that or the others
         self._marks: list[int] = []  # of what the stream gave, and whether that was all
         self._ended = False
@@ -207,7 +208,9 @@ class Samples:
         found = _checked(self._inputs, arrays, record.origin)
         if labels:
             length = None if rows is None else next(a.shape[0] for a in found.values() if a.ndim)
-            found |= {n: a for n, a in arrays.items() if n not in found and _is_label(a, length)}
+            beside = {n: a for n, a in arrays.items() if n not in found}
+            found |= {n: a for n, a in beside.items() if _is_label(a, length)}
+            self.unused |= (set(beside) - set(found)) & set(LABEL_NAMES)
         for name, array in found.items():
             if isinstance(array, Packed):
                 arrays[name] = array.read()  # type: ignore[index]  # our own dict: a user's holds nothing packed

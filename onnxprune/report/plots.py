@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,14 @@ class Panel:
 
 
 def curves_svg(found: Sensitivity) -> str:
-    """A panel for each dim: units kept against the error of the outputs, and where it was measured."""
+    """A panel for each dim: units kept against the error of the outputs, and where it was measured, or a metric."""
+    if found.metric:
+        whole = {n: (len(c.order), found.metric.whole) for n, c in found.curves.items()}
+        drawn = []
+        for n, values in found.metric.values.items():
+            points = [p for p in (whole[n], *values) if math.isfinite(p[1])]  # decibels without noise are not
+            drawn.append(Times(f"{short(n)}\n{found.kinds[n]}", [k for k, _ in points], [v for _, v in points]))
+        return times_svg(drawn, PAPER, found.metric.name)
     panels = []
     for name, curve in found.curves.items():
         size, probe = len(curve.order), found.probes[name]
@@ -107,15 +115,15 @@ def _curve(ax: Any, panel: Panel) -> None:
 
 @dataclass(frozen=True)
 class Times:
-    """How long a kernel takes at the widths where it was measured, and the width that was chosen."""
+    """How long a kernel takes at the widths where it was measured (or what else was), and the width that was chosen."""
 
     title: str
-    kept: Sequence[int]
+    kept: Sequence[float]
     ms: Sequence[float]
     chosen: int | None = None
 
 
-def times_svg(panels: Sequence[Times], theme: Theme) -> str:
+def times_svg(panels: Sequence[Times], theme: Theme, label: str = "milliseconds") -> str:
     """Kernels side by side, each on a scale of its own."""
     columns = max(1, min(COLUMNS, len(panels)))
     rows = max(1, -(-len(panels) // columns))
@@ -128,13 +136,13 @@ def times_svg(panels: Sequence[Times], theme: Theme) -> str:
             ax.plot(panel.kept, panel.ms, "o-", linewidth=1.4, markersize=3, color=AFTER)
             if panel.chosen is not None:
                 ax.axvline(panel.chosen, color=INK, linewidth=1, linestyle=(0, (3, 2)))
-            ax.set_xlim(0, 1.04 * max(panel.kept))
-            ax.set_ylim(0, 1.08 * max(panel.ms) or 1)
+            ax.set_xlim(0, 1.04 * max(panel.kept, default=1))
+            ax.set_ylim(min(0, *panel.ms), 1.08 * max(0, *panel.ms) or 1)
             ax.set_title(panel.title, fontsize=8)
             ax.set_xlabel("units kept")
             ax.grid(linewidth=0.5)
         for ax in grid[:, 0]:
-            ax.set_ylabel("milliseconds")
+            ax.set_ylabel(label)
 
     return _svg(draw, (columns * PANEL_INCHES[0], rows * PANEL_INCHES[1]), theme)
 

@@ -16,14 +16,13 @@ from onnxprune.operators import Operator
 from onnxprune.plan import Plan
 from onnxprune.report.report import Report, plain_reason
 from onnxprune.report.timing import Timing
-from onnxprune.sensitivity import Sensitivity
+from onnxprune.sensitivity import SHARES, Sensitivity
 from onnxprune.timing.steps import Found
 from onnxprune.validate import latency
 from onnxprune.validate.latency import Comparison
 
 TOP_CUTS = 8
 TOP_NAMES = 3
-SHARES = (0.9, 0.75, 0.5, 0.25)  # of the units, in tables of sensitivities
 STAGES = {"original": "before", "removed": "after removal", "recovered": "after recovery", "pruned": "after"}
 UNITS = {"sqnr_db": "{:.4g} dB", "top1_agreement": "{:.1%}"}  # of metrics that have one
 LONG_TABLE = 1000  # rows
@@ -159,7 +158,7 @@ def show_metrics(out: Console, readings: Sequence[Reading]) -> None:
 
 
 def show_sensitivity(out: Console, found: Sensitivity) -> None:
-    """`sensitivity`: the error of the outputs at some widths of each dim, those that cost most first."""
+    """`sensitivity`: the error of the outputs at some widths of each dim, those that cost most first, or a metric."""
     table = Table(
         "dim", "kind", "units", *(f"{s:.0%} kept" for s in SHARES), box=None, pad_edge=False, header_style="dim"
     )
@@ -169,14 +168,22 @@ def show_sensitivity(out: Console, found: Sensitivity) -> None:
     half = {n: _at(c, 0.5) for n, c in found.curves.items()}
     for name in sorted(half, key=lambda n: -half[n]):
         curve = found.curves[name]
-        table.add_row(name, found.kinds[name], str(len(curve.order)), *(f"{_at(curve, s):.2g}" for s in SHARES))
-    out.print("relative squared error of the outputs with that share of a dim's units kept, its readers refitted")
+        values = dict(found.metric.values[name]) if found.metric else None
+        cells = [f"{_at(curve, s):.2g}" if values is None else f"{values[_kept(curve, s)]:.4g}" for s in SHARES]
+        table.add_row(name, found.kinds[name], str(len(curve.order)), *cells)
+    what = "relative squared error of the outputs"
+    if found.metric:
+        what = f"{found.metric.name} ({found.metric.whole:.4g} whole, {plural(found.metric.samples, 'sample')})"
+    out.print(f"{what} with that share of a dim's units kept, its readers refitted")
     out.print(table)
 
 
 def _at(curve: Curve, share: float) -> float:
-    size = len(curve.order)
-    return float(curve.errors[size - max(1, round(share * size))])
+    return float(curve.errors[len(curve.order) - _kept(curve, share)])
+
+
+def _kept(curve: Curve, share: float) -> int:
+    return max(1, round(share * len(curve.order)))
 
 
 def show_layers(out: Console, report: Report) -> None:
@@ -218,6 +225,10 @@ def _show_frozen(out: Console, report: Report) -> None:
         out.print(
             "not prunable      " + "; ".join(f"{plural(n, 'dim')}: {reason}" for reason, n in kinds.most_common(6))
         )
+    left = Counter(plain_reason(reason) for _, reason in report.unrecovered)
+    if left:
+        told = "; ".join(f"{plural(n, 'product')}: {reason}" for reason, n in left.most_common(6))
+        out.print(f"not recovered     {told}")
     whole: dict[str, list[str]] = {}
     for name, reason in report.refused:
         whole.setdefault(reason, []).append(name)

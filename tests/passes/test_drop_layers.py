@@ -210,6 +210,12 @@ def test_auto_weighs_layers_against_widths() -> None:
     assert error is not None and widths is not None and error < widths
 
 
+def test_auto_says_so_where_no_layer_is_worth_it() -> None:
+    result = onnxprune.prune(deep(), macs=0.99, drop_layers="auto", data=data(128), check=False)
+    told = "layers were weighed against widths; to drop none is predicted to lose least by far"
+    assert result.plan.layers == () and told in result.report.notes
+
+
 def test_schedule() -> None:
     """Layers, then two cuts of widths; costs count from the whole model."""
     result = onnxprune.prune(deep(), params=0.5, drop_layers=1, schedule="layers,global,local", data=data(128))
