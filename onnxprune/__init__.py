@@ -7,9 +7,10 @@ True
 """
 
 from onnxprune.version import __version__  # isort: skip
-from onnxprune.api import PruneResult, apply, measure_sensitivity, prune
+from onnxprune.api import apply, measure_sensitivity, prune
 from onnxprune.errors import GateError, InputError, OnnxPruneError
 from onnxprune.plan import Plan
+from onnxprune.pruning import PruneResult
 from onnxprune.sensitivity import Sensitivity
 
 __all__ = [

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from onnxprune import api, operators
+from onnxprune import api, operators, pruning
 from onnxprune.benchmark import benchmark
 from onnxprune.budget import Budget
 from onnxprune.config import read_config
@@ -130,7 +130,7 @@ def prune(
     chosen, curves = _budget(options), _read(_path(options.get("sensitivity")), Sensitivity.from_json)
     shown = _shower(quiet, model, files.made, verbose or steps.dry_run)
     with files.reported(shown), live.shown(quiet) as step:
-        result = api.run(
+        result = pruning.run(
             load(model, options.get("custom_op_library", ())),
             budget=chosen,
             curves=curves,
@@ -178,7 +178,7 @@ def apply(
     shown = _shower(quiet, model, files.made, verbose)
     with files.reported(shown), live.shown(quiet) as step:
         about = typed(context.obj, model, files.made)
-        result = api.run(graph, plan=loaded, about=about, progress=step, **_measured(options))
+        result = pruning.run(graph, plan=loaded, about=about, progress=step, **_measured(options))
         files.write(result)
     shown(result.report)
 
@@ -300,7 +300,7 @@ def _merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
 
 
 def _measured(options: dict[str, Any]) -> dict[str, Any]:
-    """What `prune` and `apply` tell `api.run` alike."""
+    """What `prune` and `apply` tell `pruning.run` alike."""
     named = (
         "samples",
         "metric",

@@ -96,6 +96,9 @@ class Gates:
         return found
 
 
+GatesLike = Gates | Mapping[str, float]
+
+
 def _text(number: float) -> str:
     return str(number) if isinstance(number, int) else f"{number:.6g}"
 

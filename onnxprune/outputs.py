@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxprune.api import PruneResult
 from onnxprune.errors import GateError, InputError
 from onnxprune.options import OutputOptions, PlanOptions
+from onnxprune.pruning import PruneResult
 from onnxprune.report.report import Report
 from onnxprune.writing import check_paths, write_atomic
 

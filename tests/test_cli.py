@@ -22,7 +22,7 @@ import pytest
 from onnx import TensorProto
 
 import onnxprune
-from onnxprune import api, proof
+from onnxprune import proof, pruning
 from onnxprune.__main__ import main
 from onnxprune.plan import Plan
 from onnxprune.reading import load
@@ -457,7 +457,7 @@ def crash(*_: object, **__: object) -> None:
 def test_internal_error_names_its_log(
     box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "PassManager", crash)
+    monkeypatch.setattr(pruning, "PassManager", crash)
     assert box(*PRUNE, "--ratio", "0.5") == 3
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "the sky is falling" in err and "report" in err
@@ -471,7 +471,7 @@ def test_interrupt(box: Box, capsys: pytest.CaptureFixture[str], monkeypatch: py
         raise KeyboardInterrupt
 
     before = box.state()
-    monkeypatch.setattr(api, "run", stop)
+    monkeypatch.setattr(pruning, "run", stop)
     assert box(*PRUNE, "--ratio", "0.5") == 130
     assert "interrupted" in capsys.readouterr().err
     assert box.state() == before

@@ -18,9 +18,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import graph as graphs
 from onnxprune import storage, writing
 from onnxprune.__main__ import main
-from onnxprune.api import PruneResult, run
 from onnxprune.budget import Budget
 from onnxprune.errors import InputError
+from onnxprune.pruning import PruneResult, run
 from onnxprune.reading import load
 from onnxprune.sessions import program, session
 from onnxprune.storage import DataFile, External

@@ -56,7 +56,7 @@ def test_stages_of_a_run_are_told(data: int | None, steps: int, feeds: int, monk
     monkeypatch.setattr(latency, "MAX_ROUNDS", 9)
     told: list[tuple[str, float, float]] = []
     x = None if data is None else {"x": np.random.default_rng(0).standard_normal((data, 4)).astype(np.float32)}
-    onnxprune.api.run(
+    onnxprune.pruning.run(
         load(build(MLP)),
         budget=onnxprune.plan.Budget(ratio=0.5, steps=steps),
         data=x,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import onnxprune
-from onnxprune import api, metrics
+from onnxprune import metrics, pruning
 from onnxprune.data import Samples
 from onnxprune.errors import InputError
 from onnxprune.metrics import METRICS, Metric, Yardstick, find_metric
@@ -324,7 +324,7 @@ def test_a_run_without_data_measures_nothing() -> None:
 def test_metrics_fail_before_anything_is_done() -> None:
     called: list[Callable[..., object]] = []
     with pytest.raises(InputError, match="ZeroDivisionError"):
-        api.run(
+        pruning.run(
             load(FOLDER / "mnist_cnn.onnx"), data=FOLDER / "mnist_cnn.calib.npz", metric=lambda run, data: 1 / 0,
             passes="fold-constants", progress=called.append,  # type: ignore[arg-type]
         )  # fmt: skip

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 
-from onnxprune.api import prune, run
+from onnxprune.api import prune
 from onnxprune.budget import Budget
 from onnxprune.criteria import score
 from onnxprune.dims import Dim, Mask, keep
@@ -26,6 +26,7 @@ from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
 from onnxprune.passes import PASSES, PREPARE
 from onnxprune.passes.prune import cut
+from onnxprune.pruning import run
 from onnxprune.quantization import operands, real
 from onnxprune.reading import load
 from onnxprune.sessions import session
