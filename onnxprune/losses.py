@@ -85,10 +85,13 @@ def _terms(want: Array, got: Array) -> _Terms:
     if want.dtype.kind != "f":
         return _Terms(float((want != got).sum()), want.size, len(want) if want.ndim else 1)
     fine = np.isfinite(want)
-    a, b = (np.where(fine, x, 0).astype(np.float64) for x in (want, got))
-    middle = a.mean(0) if a.ndim and len(a) > 1 else a.mean()  # over samples, or all entries where there is one sample
-    signal = max(float(np.square(a - middle).sum()), CONSTANT * float(np.square(a).sum()), 1e-30)
-    made = _Terms(float(np.square(a - b).sum()), signal, len(a) if a.ndim else 1)
+    wide = np.promote_types(want.dtype, np.float32)
+    a, b = (np.where(fine, x, 0).astype(wide, copy=False) for x in (want, got))
+    samples = a.ndim > 0 and len(a) > 1
+    middle = a.mean(0 if samples else None, dtype=np.float64)  # over samples, or all entries where there is one sample
+    deviation, size = (float(np.square(a - m, dtype=np.float64).sum()) for m in (middle, np.float64(0)))
+    noise = float(np.square(np.subtract(a, b, dtype=np.float64)).sum())
+    made = _Terms(noise, max(deviation, CONSTANT * size, 1e-30), len(a) if a.ndim else 1)
     if _favours(a):
         made.divergence = float(divergence(a, b).sum())
     elif _favours_at_steps(a):
@@ -142,18 +145,13 @@ def lenient_divergence(want: Array, got: Array) -> NDArray[np.float64]:
     """What each of two scores (N, T, classes) holds that the other does not hold within REACH steps, as a divergence of
     the probabilities in both directions, in nats, the mean over steps: (N,).
     """
-    p, q = (_step_probabilities(x, want) for x in (want, got))
+    ready = is_distribution(want.reshape(-1, want.shape[2]))
+    p, q = (x if ready else np.exp(log_probabilities(x, False)) for x in (want, got))
     seen = np.maximum(p.max((0, 1)), q.max((0, 1))) > SEEN
     p, q = (np.maximum(x[..., seen], LEAST_PROBABILITY) for x in (p, q))
     terms = (a * np.log(a / _nearby(b)) for a, b in ((p, q), (q, p)))
     total: NDArray[np.float64] = sum(np.maximum(t, 0).sum(2, dtype=np.float64).mean(1) for t in terms)
     return total
-
-
-def _step_probabilities(scores: Array, want: Array) -> Array:
-    """Probabilities (N, T, classes), of scores of the kind of `want`."""
-    rows = scores.reshape(-1, scores.shape[2])
-    return np.exp(log_probabilities(rows, is_distribution(want.reshape(rows.shape)))).reshape(scores.shape)
 
 
 def _nearby(probabilities: Array) -> Array:
@@ -168,11 +166,11 @@ def is_distribution(scores: Array) -> bool:
 
 
 def log_probabilities(scores: Array, ready: bool) -> Array:
-    """Logarithms of probabilities, or of the softmax of scores, (N, classes)."""
+    """Logarithms of probabilities, or of the softmax of scores, (..., classes)."""
     if ready:
         return np.asarray(np.log(np.maximum(scores, SMALLEST)))
-    shifted = scores - scores.max(1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
+    shifted = scores - scores.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 def loss_gradient(

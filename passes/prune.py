@@ -102,9 +102,10 @@ def _best(state: State, budget: Budget, curves: Mapping[str, Curve] | None) -> P
         return plan
     passes = Prune(), RemoveDead(), RefitLeastSquares()
     outcomes = {way: outcome(state, passes, plan=tried) for way, tried in plans.items()}
-    told = ", ".join(f"{found.error:.3g} {way}" for way, found in outcomes.items())
-    state.notes.append(f"widths were tried, error of the outputs on samples that were held back: {told}")
     best = min(outcomes, key=lambda way: outcomes[way].error)
+    if plans[best] is not plan:
+        told = ", ".join(f"{found.error:.3g} {way}" for way, found in outcomes.items())
+        state.notes.append(f"widths were tried, error of the outputs on samples that were held back: {told}")
     state.ahead = outcomes[best].recovery
     return plans[best]
 

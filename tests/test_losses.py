@@ -63,3 +63,11 @@ def test_sequences_of_numbers_are_compared_step_by_step() -> None:
     )
     assert error(at((3, 1)), at((4, 1))) > 0  # a tenth of the error by steps is left
     assert EXACTLY < 1
+
+
+def test_half_precision_is_compared_in_single() -> None:
+    rng = np.random.default_rng(0)
+    want = np.eye(CLASSES)[rng.integers(0, CLASSES, 20)]
+    got = 0.9 * want + 0.02
+    halves = error(want.astype(np.float16), got.astype(np.float16))
+    assert halves == pytest.approx(error(want, got), rel=1e-2)
