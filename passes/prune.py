@@ -35,6 +35,8 @@ from onnxprune.sparse import Sparse
 from onnxprune.storage import Sliced, Source, cut_source, tensor
 from onnxprune.trials import outcome, rivals
 
+FEW_NAMES = 3  # of dims, in a note
+
 
 @dataclass(frozen=True)
 class Prune:
@@ -77,9 +79,10 @@ class Prune:
         plan = _best(state, own or Budget(), curves)
         unseen = state.calibration.unseen if state.calibration else ()
         if names := [d.name for d in state.typed.prunable if d.dim in unseen and d.name in plan.keep]:
+            more = f" and {len(names) - FEW_NAMES} more" if len(names) > FEW_NAMES else ""
             state.notes.append(
-                f"the data never take the branch of an If that has {', '.join(names)}: units were chosen by weight"
-                " norm, and what they lose is not made up for; give samples that take it"
+                f"the data never take the branch of an If that has {', '.join(names[:FEW_NAMES])}{more}: units were"
+                " chosen by weight norm, and what they lose is not made up for; give samples that take it"
             )
         return plan
 
