@@ -2,7 +2,7 @@
 
 The shape of a curve is that of optimal brain surgery (`criteria.second_order`): the error of every width at the
 products that read the dim, after they are refitted. Its height is measured: the model is run with the dim at one width,
-its readers refitted, the rest whole, and the relative squared error of the outputs is what the curve is scaled to. The
+its readers refitted, the rest whole, and the error of the outputs (`losses`) is what the curve is scaled to. The
 units are not cut for that: readers ignore them, which is a change of weights only.
 """
 

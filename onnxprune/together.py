@@ -4,7 +4,7 @@
 
 Layers are put in an order by what their loss costs at the outputs for each part of the budget that it saves, each given
 those that went before (lazily: what was once found is looked at again only when its turn comes). Both terms are
-relative squared errors of the outputs, so the least sum is the best k, up to what recovery makes up for on either side:
+errors of the outputs (`losses`), so the least sum is the best k, up to what recovery makes up for on either side:
 that is what trials of the likely ones are for (`candidates`).
 """
 

@@ -78,7 +78,7 @@ def _together(state: State) -> Chosen:
     errors = [_trial(state, [x.name for x in p.layers]) for p in likely] if len(likely) > 1 else [0.0]
     best = min(range(len(likely)), key=lambda k: errors[k])
     tries = ", ".join(f"{e:.3g} without {len(p.layers)}" for p, e in zip(likely, errors, strict=True))
-    tried = f"relative squared error on samples that were held back: {tries}"
+    tried = f"error of the outputs on samples that were held back: {tries}"
     alone = f"to drop {len(likely[0].layers) or 'none'} is predicted to lose least by far"
     told = f"layers were weighed against widths; {tried if len(likely) > 1 else alone}"
     gone = set(likely[best].layers)

@@ -66,6 +66,13 @@ def test_what_is_seen_is_recovered_and_the_rest_is_only_cut() -> None:
     assert any("the data never take the branch of an If that has D:1" in n for n in made.report.notes)
 
 
+def test_a_dim_that_is_not_seen_is_taken_to_lose_what_others_do() -> None:
+    found = onnxprune.measure_sensitivity(build(TEXT), data(True))
+    seen, unseen = (found.curves[n] for n in ("A:1", "D:1"))
+    assert seen.errors[-1] > 0
+    np.testing.assert_allclose(unseen.errors, seen.errors)
+
+
 def test_both_branches_count_where_both_are_seen() -> None:
     made = cut(build(TEXT), data=data(True) + data(False))
     assert not any("never take" in n for n in made.report.notes)

@@ -3,7 +3,7 @@
     influence   1 - cosine between the stream before and after the layer, mean over positions (block influence; Men et
                 al. 2024, "ShortGPT: Layers in large language models are more redundant than you expect")
     change      norm of what the layer adds over the norm of the stream
-    error       relative squared error of the outputs with the layer switched off: what decides, since it is in the
+    error       error of the outputs (`losses`) with the layer switched off: what decides, since it is in the
                 currency of the error curves of dims
     norm        of the last product's weights: all that can be said without data, and little
 

@@ -171,7 +171,7 @@ def show_sensitivity(out: Console, found: Sensitivity) -> None:
         values = dict(found.metric.values[name]) if found.metric else None
         cells = [f"{_at(curve, s):.2g}" if values is None else f"{values[_kept(curve, s)]:.4g}" for s in SHARES]
         table.add_row(name, found.kinds[name], str(len(curve.order)), *cells)
-    what = "relative squared error of the outputs"
+    what = "error of the outputs"
     if found.metric:
         what = f"{found.metric.name} ({found.metric.whole:.4g} whole, {plural(found.metric.samples, 'sample')})"
     out.print(f"{what} with that share of a dim's units kept, its readers refitted")
