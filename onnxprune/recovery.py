@@ -159,7 +159,9 @@ def _recover_seen(
 
 
 def _same(a: Graph, b: Graph) -> bool:
-    """Whether two graphs are equal, weights and all."""
+    """Whether two graphs are equal, weights and all; of files above 2 GB it is not said."""
+    if a.is_large or b.is_large:
+        return False
     first, second = (g.to_proto().SerializeToString(deterministic=True) for g in (a, b))
     return bool(first == second)
 

@@ -91,7 +91,8 @@ def _trial(state: State, names: list[str]) -> float:
     assert state.budget is not None
     mend = (RefitLeastSquares(),) if state.mends else ()
     budget = replace(state.budget, drop_layers=tuple(names) or (NONE,), steps=1, schedule="")
-    return outcome(state, (DropLayers(), *mend, Prune(), RemoveDead(), *mend), budget=budget).error
+    passes = DropLayers(), *mend, Prune(), RemoveDead(), *mend
+    return outcome(state, passes, budget=budget, mends=False).error  # without trials of widths in it
 
 
 def _names(state: State, layers: Iterable[Layer]) -> list[str]:

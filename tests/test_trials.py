@@ -15,7 +15,7 @@ from onnxprune.graph import Graph
 from onnxprune.manager import Pass, State
 from onnxprune.plan import Plan
 from onnxprune.reading import load
-from onnxprune.recovery import recover
+from onnxprune.recovery import _same, recover
 from onnxprune.trials import Outcome, outer_factors, rivals
 from tests.common import typed_model
 
@@ -74,3 +74,10 @@ def test_what_the_best_trial_recovered_is_not_recovered_again(monkeypatch: pytes
     assert len(calls) == len(set(calls)) == 2
     again = onnxprune.apply(model, made.plan, data=data, check=False)
     assert len(calls) == 3 and again.model == made.model
+
+
+def test_graphs_above_2_gb_are_recovered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = load(MODELS / "mnist_cnn.onnx")
+    assert _same(graph, graph)
+    monkeypatch.setattr(Graph, "is_large", property(lambda self: True))
+    assert not _same(graph, graph)

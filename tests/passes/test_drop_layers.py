@@ -210,6 +210,13 @@ def test_auto_weighs_layers_against_widths() -> None:
     assert error is not None and widths is not None and error < widths
 
 
+def test_trials_of_layers_make_no_trials_of_widths(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("onnxprune.passes.prune.rivals", lambda *given: asked.append(given) or {})
+    made = onnxprune.prune(deep(), macs=0.75, drop_layers="auto", data=data(128), check=False)
+    assert any("held back" in note for note in made.report.notes) and len(asked) == 1
+
+
 def test_auto_says_so_where_no_layer_is_worth_it() -> None:
     result = onnxprune.prune(deep(), macs=0.99, drop_layers="auto", data=data(128), check=False)
     told = "layers were weighed against widths; to drop none is predicted to lose least by far"
