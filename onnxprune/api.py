@@ -26,7 +26,7 @@ from onnxprune.progress import Progress, silent
 from onnxprune.pruning import PruneResult, run
 from onnxprune.reading import ModelLike, blaming, load
 from onnxprune.report.about import called
-from onnxprune.scan import scan
+from onnxprune.scan import scan, yardstick_of
 from onnxprune.search import sensitivity_of
 from onnxprune.sensitivity import Sensitivity
 from onnxprune.sessions import Libraries, Settings, program
@@ -195,10 +195,11 @@ def measure_sensitivity(
         state = State(graph, sizes(graph, given, True, seed), model=graph.fingerprint())
         calibrate_on(state, given, seed)
         PassManager(parse(f"{PREPARE},rotate-units" if rotate else PREPARE, PASSES)).run(state, progress)
-        found = sensitivity_of(state, progress, jobs)
         if metric is None or state.calibration is None:
-            return found
-        return replace(found, metric=scan(state.calibration, found, given.labelled, metric, jobs, progress))
+            return sensitivity_of(state, progress, jobs)
+        yardstick = yardstick_of(state.calibration, given.labelled, metric)  # before all that takes long
+        found = sensitivity_of(state, progress, jobs)
+        return replace(found, metric=scan(state.calibration, found, yardstick, jobs, progress))
 
 
 def compare(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxprune import cost, ranking, rotation, sensitivity
+from onnxprune import cost, probes, ranking, rotation, sensitivity
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.budget import Budget, limited_cost, picked_dims
 from onnxprune.calibration import Calibration
@@ -227,7 +227,7 @@ def _curves(budget: Budget, infos: Mapping[Dim, DimInfo], calibration: Calibrati
     found = sensitivity.curves(calibration, infos)
     if budget.scope == "local":
         return found
-    return {d: curve for d, (curve, _) in sensitivity.measure(calibration, found).items()}
+    return {d: curve for d, (curve, _) in probes.measure(calibration, found).items()}
 
 
 def _known(curves: Mapping[str, Curve], infos: Mapping[Dim, DimInfo]) -> dict[Dim, Curve]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
-from onnxprune import cost, sensitivity
+from onnxprune import cost, probes, sensitivity
 from onnxprune.allocation import Allocation, choices, total_error
 from onnxprune.budget import Budget, select
 from onnxprune.calibration import Calibration
@@ -140,5 +140,5 @@ class Together:
 
 
 def _curves(calibration: Calibration, dims: Sequence[Dim]) -> dict[Dim, Curve]:
-    found = sensitivity.measure(calibration, sensitivity.curves(calibration, dims))
+    found = probes.measure(calibration, sensitivity.curves(calibration, dims))
     return {d: curve for d, (curve, _) in found.items()}

@@ -31,6 +31,7 @@ LAYERS = (
     "rectified",
     "calibration",
     "criteria",
+    "probes",
     "allocation sensitivity ranking rotation merging",
     "layers",
     "budget",

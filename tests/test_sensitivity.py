@@ -6,8 +6,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pytest
+from joblib.parallel import SequentialBackend
 from onnx import numpy_helper
 
 import onnxprune
@@ -17,9 +19,10 @@ from onnxprune.errors import InputError
 from onnxprune.graph import Graph
 from onnxprune.inference import infer
 from onnxprune.losses import output_error
+from onnxprune.probes import measure
 from onnxprune.reading import load
 from onnxprune.report.plots import curves_svg
-from onnxprune.sensitivity import Sensitivity, curves, measure
+from onnxprune.sensitivity import Sensitivity, curves
 from onnxprune.sessions import Feeds
 from onnxprune.trace import trace
 from tests.common import build
@@ -75,6 +78,35 @@ def test_probes_in_parallel_say_the_same() -> None:
         made = measure(calibration, curves(calibration, [d.dim for d in calibration.typed.prunable]), jobs=jobs)
         said.append([probe for _, probe in made.values()])
     assert said[0] == said[1]
+
+
+class _Collected(SequentialBackend):  # type: ignore[misc]
+    """A back end of joblib that gives lists only, as Ray's does."""
+
+    supports_return_generator = False
+
+
+def test_back_ends_without_generators_will_do() -> None:
+    graph = load(build(TWO))
+    calibration = calibrated(graph, random_data(2))
+    found = curves(calibration, [d.dim for d in calibration.typed.prunable])
+    heard: list[tuple[int, int]] = []
+    joblib.register_parallel_backend("collected", _Collected)
+    with joblib.parallel_config(backend="collected"):
+        made = measure(calibration, found, jobs=2, tell=lambda done, total: heard.append((done, total)))
+    assert {d: p for d, (_, p) in made.items()} == {d: p for d, (_, p) in measure(calibration, found).items()}
+    assert heard == [(k, len(found)) for k in range(len(found) + 1)]
+
+
+def test_a_metric_that_cannot_be_measured_is_told_first() -> None:
+    heard: list[str] = []
+
+    x = np.zeros((20, 6), np.float32)
+    with pytest.raises(InputError, match="needs labels"):
+        onnxprune.measure_sensitivity(
+            build(TWO), {"x": x}, metric="top1", progress=lambda stage, *_: heard.append(stage)
+        )
+    assert heard and not any("sensitivity" in stage for stage in heard)
 
 
 @pytest.mark.parametrize("name", ("mnist_vit", "langid_gru"))

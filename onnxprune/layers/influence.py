@@ -25,8 +25,8 @@ from onnxprune.inference import TypedGraph
 from onnxprune.layers.layer import Layer
 from onnxprune.layers.switched import switched
 from onnxprune.losses import output_error
+from onnxprune.probes import PROBE_SAMPLES, first
 from onnxprune.quantization import stands_for_reals
-from onnxprune.sensitivity import PROBE_SAMPLES, first
 from onnxprune.sessions import program, session
 
 Array = NDArray[Any]
