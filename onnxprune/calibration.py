@@ -23,7 +23,7 @@ from onnxprune.graph import operator
 from onnxprune.importance import Importance, Weights, drawn
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
-from onnxprune.regression import GRAM_LIMIT, product, usable, wanted_rows
+from onnxprune.regression import GRAM_LIMIT, product, summed, usable, wanted_rows
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages
 from onnxprune.tokens import counted, token_mask
@@ -206,7 +206,7 @@ class Calibration:
                     else x.reshape(1, -1, x.shape[-1])
                 )
                 x, _ = usable(x, x[..., :0])
-                sums[i, j] = sums.get((i, j), 0.0) + product(x, x)
+                sums[i, j] = summed(sums.get((i, j), 0.0), product(x, x))
         return {i: (sums[i, 0], sums[i, 1]) for i in nodes}
 
     def grouped(self, dims: Iterable[Dim]) -> Iterator[list[Dim]]:
@@ -362,7 +362,7 @@ class _Sums:
         self.n[held] += columns.shape[1]
         self.x[held] = self.x[held] + columns.sum(1, dtype=np.float64)
         square = np.square(columns).sum(1, dtype=np.float64) if self.plain else product(columns, columns)
-        self.xx[held] = self.xx[held] + square
+        self.xx[held] = summed(self.xx[held], square)
 
     def finish(self) -> Gram:
         if self.shift is None:  # there was no row of finite numbers

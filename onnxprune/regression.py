@@ -49,8 +49,8 @@ class Moments:
         self.n += x.shape[1]
         self.x = self.x + x.sum(1, dtype=np.float64)
         self.t = self.t + t.sum(1, dtype=np.float64)
-        self.xx = self.xx + product(x, x)
-        self.xt = self.xt + product(x, t)
+        self.xx = summed(self.xx, product(x, x))
+        self.xt = summed(self.xt, product(x, t))
         self.tt = self.tt + np.square(t, dtype=np.float64).sum(1)
 
     def __add__(self, other: Moments) -> Moments:
@@ -94,10 +94,18 @@ def wanted_rows(summands: int, least: int) -> int:
 
 
 def product(a: Array, b: Array) -> Array:
-    """a' b over rows, (G, rows, I) and (G, rows, J) -> (G, I, J), summed in blocks."""
+    """a' b over rows, (G, rows, I) and (G, rows, J) -> (G, I, J), in their own precision."""
     if a.shape[0] == 1:  # a plain product of a matrix with itself is recognised and costs half
-        return np.asarray((a[0].T @ b[0])[None], np.float64)
-    return np.asarray(a.transpose(0, 2, 1) @ b, np.float64)
+        return np.asarray((a[0].T @ b[0])[None])
+    return np.asarray(a.transpose(0, 2, 1) @ b)
+
+
+def summed(total: Array | float, more: Array) -> Array:
+    """A sum in float64, added to in place: copies of large matrices would take as long as the products."""
+    if isinstance(total, float):
+        return more.astype(np.float64)
+    total += more
+    return total
 
 
 @dataclass
