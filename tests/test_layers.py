@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "errors version dims sparse flow functions progress algebra",
-    "storage unification",
+    "storage unification nodes",
     "graph writing evaluate contrib kinds quantization",
     "ordering",
     "sessions reading",
