@@ -49,6 +49,7 @@ LAYERS = (
     "pruning",
     "api options",
     "config outputs",
+    "commands",
     "__main__",
 )
 RANK = {name: k for k, line in enumerate(LAYERS) for name in line.split()}
