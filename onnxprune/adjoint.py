@@ -13,7 +13,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, version_converter
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph, attributes, captured
+from onnxprune.graph import Graph
+from onnxprune.nodes import attributes, captured
 from onnxprune.padding import with_plain_padding
 from onnxprune.sessions import Feeds
 from onnxprune.trace import Trace

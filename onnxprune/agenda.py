@@ -18,10 +18,11 @@ from onnx import NodeProto
 
 from onnxprune.dims import Mask
 from onnxprune.flow import inner_names
-from onnxprune.graph import Graph, attributes, captured, operator
+from onnxprune.graph import Graph
 from onnxprune.jobs import Job, Mend, Product, Recurrent, Site
 from onnxprune.linear import KINDS, RECURRENT, Linear, linears
 from onnxprune.manager import Cut
+from onnxprune.nodes import attributes, captured, operator
 from onnxprune.norms import UNCENTRED, Norm, norms
 from onnxprune.quantization import quantised_use
 from onnxprune.rectified import Window, window_behind

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from onnx import NodeProto
 
 from onnxprune.flow import ENTER, LEAVE, OWNER, attribute, straightened
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes
 from onnxprune.rules.rule import Signature
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages

@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 
 from onnxprune.dims import Dim, Expr, Mask, atoms, resolve, spread
 from onnxprune.flow import inner_names
-from onnxprune.graph import operator
 from onnxprune.importance import Importance, Weights, drawn
 from onnxprune.inference import TypedGraph
 from onnxprune.linear import Gates, Linear, gates, linears
+from onnxprune.nodes import operator
 from onnxprune.regression import GRAM_LIMIT, product, summed, usable, wanted_rows
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages

@@ -1,6 +1,7 @@
 """Options from a TOML file: keys of `onnxprune prune`, at the top level or in a table `[prune]`; gates in a table
 `[gates]`; and a table `[data]` that says where the data is (`path`, `test`, `samples`) and how images are read
-(`Preprocessing`). Which keys there are, and of what type, is told by the options themselves.
+(`Preprocessing`). Which keys there are, and of what type, is told by the options themselves. What the command line
+gives wins (`merged`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from onnxprune.data import Preprocessing
+from onnxprune.data import DataLike, Preprocessing, with_preprocessing
 from onnxprune.errors import InputError
-from onnxprune.options import CONFIG, Multiple, kinds
+from onnxprune.gates import Gates
+from onnxprune.options import CONFIG, Multiple, given, kinds
 
 # type of an option: what TOML may give for it
 TOML: dict[Any, tuple[type, ...]] = {
@@ -26,7 +28,21 @@ TOML: dict[Any, tuple[type, ...]] = {
     list[str]: (list, str),
     list[Path]: (list, str),
 }
+BUDGETS = ("ratio", "macs", "params", "bytes", "latency", "latency_ms", "max_drop", "lossless")
 DATA = {"path": "data", "test": "test_data", "samples": "samples"}  # keys of [data], and the options that they are
+
+
+def merged(config: Path | None, gates: Gates, *groups: Any) -> dict[str, Any]:
+    """Options of the config, those of the command line over them; a budget given there replaces the config's."""
+    found, mine = read_config(config) if config else {}, given(*groups)
+    if any(n in mine for n in BUDGETS):
+        found = {n: v for n, v in found.items() if n not in BUDGETS}
+    return found | mine | {"gates": Gates.of(found.get("gates", {}) | gates.given)}
+
+
+def source(options: dict[str, Any], path: str | Path | None) -> DataLike | None:
+    """Data with the preprocessing that the config states."""
+    return None if path is None else with_preprocessing(path, options.get("images"))
 
 
 def read_config(path: Path) -> dict[str, Any]:

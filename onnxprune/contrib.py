@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
-from onnxprune.graph import operator
+from onnxprune.nodes import operator
 
 T = TypeVar("T")
 Shape = tuple[int, ...]

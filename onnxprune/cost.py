@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.dims import Dim, Expr, Prod, Sum, atoms, resolve, size_under
-from onnxprune.graph import attributes
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes
 from onnxprune.quantization import product_operands, stands_for_reals
 from onnxprune.rules.rule import Axes, Edit, Signature
 from onnxprune.storage import stored_bytes

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from onnxprune.graph import is_standard, operator
+from onnxprune.nodes import is_standard, operator
 
 Array = NDArray[Any]
 Inputs = Sequence[Array | None]

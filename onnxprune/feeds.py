@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
+from onnxprune.nodes import attributes, operator
 from onnxprune.sessions import Feeds
 
 Shape = tuple[int, ...]

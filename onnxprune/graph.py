@@ -11,41 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
 from google.protobuf.message import EncodeError
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper
 
-from onnxprune.flow import ENTER, flatten, rebuild, stored_inside
+from onnxprune.flow import flatten, rebuild, stored_inside
+from onnxprune.nodes import Wires, constant_value, tensors_in
 from onnxprune.sparse import Sparse, readable, sparse_value
 from onnxprune.storage import LAZY_BYTES, External, Inline, Source, stored_bytes
 from onnxprune.writing import serialize, write_atomic, write_external
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-BODIES = (AttributeProto.GRAPH, AttributeProto.GRAPHS)
-NUMBERS = {  # attributes of Constant nodes that hold numbers, by name and type
-    ("value_float", AttributeProto.FLOAT): np.float32,
-    ("value_floats", AttributeProto.FLOATS): np.float32,
-    ("value_int", AttributeProto.INT): np.int64,
-    ("value_ints", AttributeProto.INTS): np.int64,
-}
 MAX_PROTO_BYTES = 2**31 - 1  # protobuf's limit; larger models are written with external data
-
-
-class Wires(NamedTuple):
-    """What a node is and connects; names that bodies of control flow take from outside are `captured`."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    captured: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,7 +64,7 @@ class Graph:
         chosen, wires = self.nodes, self.wires
         if nodes is not None:
             chosen, same = tuple(nodes), dict(zip(map(id, self.nodes), self.wires, strict=True))
-            wires = tuple([same.get(id(node)) or _wires(node) for node in chosen])
+            wires = tuple([same.get(id(node)) or Wires.of(node) for node in chosen])
         return Graph(
             shell or self.shell,
             chosen,
@@ -124,7 +109,7 @@ class Graph:
     @cached_property
     def wires(self) -> tuple[Wires, ...]:
         """The names that each node reads and makes: taken from the protos once, since each look there costs."""
-        return self._wires or tuple(map(_wires, self.nodes))
+        return self._wires or tuple(map(Wires.of, self.nodes))
 
     @cached_property
     def producer(self) -> dict[str, int]:
@@ -255,7 +240,7 @@ class Graph:
 
         named = [n for n, t in self.tensors.items() if t.data_type in FLOATS]
         named += [n for n, t in self.constants.items() if t.data_type not in FLOATS and stands_for_reals(self, n)]
-        others = [*(t.values for t in self.shell.graph.sparse_initializer), *_node_tensors(self.nodes)]
+        others = [*(t.values for t in self.shell.graph.sparse_initializer), *tensors_in(self.nodes)]
         return sum(map(self.entries, named)) + sum(int(np.prod(t.dims)) for t in others if t.data_type in FLOATS)
 
     def size_bytes(self) -> int:
@@ -280,10 +265,6 @@ class Graph:
     def fingerprint(self) -> str:
         """A hash of the structure (not of the weights' values): equal for the file that a plan was made for."""
         return hashlib.sha256(outline(self).encode()).hexdigest()[:16]
-
-
-def _wires(node: NodeProto) -> Wires:
-    return Wires(operator(node), tuple(node.input), tuple(node.output), tuple(captured(node)))
 
 
 def _is_hollow(tensor: TensorProto) -> bool:
@@ -324,74 +305,6 @@ def _copy_field(target: Any, descriptor: Any, value: Any) -> None:
         getattr(target, descriptor.name).CopyFrom(value)
     else:
         setattr(target, descriptor.name, value)
-
-
-def describe(node: NodeProto, index: int) -> str:
-    """How messages name a node."""
-    return f"{node.op_type} {node.name!r}" if node.name else f"{node.op_type} #{index}"
-
-
-def captured(node: NodeProto) -> list[str]:
-    """Names that the bodies of a control-flow node take from outside."""
-    found: dict[str, None] = {}
-    for attribute in node.attribute:
-        if attribute.type in BODIES and node.op_type != ENTER:
-            for body in [attribute.g] if attribute.type == AttributeProto.GRAPH else attribute.graphs:
-                found.update(dict.fromkeys(free_names(body)))
-    return list(found)
-
-
-def free_names(body: GraphProto) -> Iterator[str]:
-    """Names that a graph uses and does not make."""
-    local = {i.name for i in body.input} | {t.name for t in body.initializer}
-    local |= {t.values.name for t in body.sparse_initializer} | {n for node in body.node for n in node.output}
-    for node in body.node:
-        yield from (n for n in [*node.input, *captured(node)] if n and n not in local)
-    yield from (o.name for o in body.output if o.name not in local)
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    """Attribute values by name, as Python objects."""
-    return {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-
-def operator(proto: NodeProto) -> str:
-    """What a node's rule is found under: `Conv`, or with its domain where that is another: `com.microsoft.Gelu`."""
-    return proto.op_type if is_standard(proto) else f"{proto.domain}.{proto.op_type}"
-
-
-def is_standard(proto: NodeProto) -> bool:
-    """Whether a node's operator is of ONNX's default domain."""
-    return proto.domain in ("", "ai.onnx")
-
-
-def constant_value(node: NodeProto) -> TensorProto | None:
-    """The dense tensor of a Constant node (opset 1-25), None for sparse (see `sparse_value`) and string values, and for
-    what is no value.
-    """
-    attribute = node.attribute[0] if node.attribute else None
-    if attribute is None:
-        return None
-    if attribute.name == "value":
-        value: TensorProto | None = attribute.t if attribute.HasField("t") else None
-        return value
-    kind = NUMBERS.get((attribute.name, attribute.type))
-    if kind is None:
-        return None
-    return numpy_helper.from_array(np.array(helper.get_attribute_value(attribute), kind), node.output[0])
-
-
-def _node_tensors(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for a in node.attribute:
-            if a.type == AttributeProto.TENSOR:
-                yield a.t
-            elif a.type == AttributeProto.SPARSE_TENSOR:
-                yield a.sparse_tensor.values
-            elif a.type == AttributeProto.GRAPH:
-                yield from a.g.initializer
-                yield from (t.values for t in a.g.sparse_initializer)
-                yield from _node_tensors(a.g.node)
 
 
 def outline(graph: Graph) -> str:

@@ -18,13 +18,15 @@ from typing import NamedTuple
 
 from onnx import NodeProto
 
-from onnxprune.dims import ONE, Dim, Expr, Reason, Space, atoms, resolve
+from onnxprune.dims import ONE, Dim, Expr, Reason, atoms, resolve
 from onnxprune.errors import Barrier
-from onnxprune.graph import FLOATS, Graph, operator
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.nodes import operator
 from onnxprune.quantization import stands_for_reals
 from onnxprune.rules import RULES, elementwise
 from onnxprune.rules.rule import Axes, Node, Signature
 from onnxprune.trace import Trace
+from onnxprune.unification import Space
 
 
 class Use(NamedTuple):

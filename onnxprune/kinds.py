@@ -18,7 +18,8 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper, shape_inference
 
 from onnxprune import contrib
 from onnxprune.contrib import Shape
-from onnxprune.graph import Graph, Wires, attributes
+from onnxprune.graph import Graph
+from onnxprune.nodes import Wires, attributes
 
 Value = NDArray[Any]
 MAX_ELEMENTS = 1024  # only operands this small are shown to onnx's inference: shapes, axes, sizes

@@ -25,7 +25,8 @@ from onnx import NodeProto
 
 from onnxprune.feeds import Shape
 from onnxprune.flow import inner_names
-from onnxprune.graph import FLOATS, Graph, attributes, operator
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.nodes import attributes, operator
 
 Array = NDArray[Any]
 KINDS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes, operator
 from onnxprune.rules import RULES, elementwise
 
 Array = NDArray[Any]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from onnxprune.calibration import units_along
 from onnxprune.criteria.evidence import POINTWISE, PRODUCING, Entry, Evidence, by_unit
 from onnxprune.dims import Dim, Mask, atoms
-from onnxprune.graph import attributes, operator
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes, operator
 
 Array = NDArray[Any]
 MOST = 0.8  # of the squared weights of a unit that may be left over: a cosine of at least 0.45

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from onnxprune.feeds import Shape
 from onnxprune.flow import inner_names
-from onnxprune.graph import FLOATS, Graph, operator
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.linear import Linear
+from onnxprune.nodes import operator
 
 Array = NDArray[Any]
 CENTRED, UNCENTRED, STORED = "centred", "uncentred", "stored statistics"

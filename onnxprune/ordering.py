@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
-from onnxprune.graph import Graph, captured
+from onnxprune.graph import Graph
+from onnxprune.nodes import captured
 
 
 def in_order(graph: Graph) -> bool:

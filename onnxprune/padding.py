@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.feeds import Shape
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
+from onnxprune.nodes import attributes
 from onnxprune.storage import tensor
 from onnxprune.trace import Trace
 

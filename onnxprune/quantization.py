@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto
 
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import FLOATS, Graph, attributes, is_standard
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.nodes import attributes, is_standard
 
 Array = NDArray[Any]
 MICROSOFT = "com.microsoft"

@@ -15,7 +15,8 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto, helper
 
 from onnxprune.errors import InputError, OnnxPruneError
-from onnxprune.graph import Graph, describe, from_proto
+from onnxprune.graph import Graph, from_proto
+from onnxprune.nodes import describe
 from onnxprune.ordering import in_order, put_in_order
 from onnxprune.sessions import Libraries, loadable
 from onnxprune.sparse import Sparse, flaw

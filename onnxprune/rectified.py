@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxprune.algebra import damped, level, spd_inverse
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
+from onnxprune.nodes import attributes, operator
 from onnxprune.regression import Solution, by_fold
 
 Array = NDArray[Any]

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.graph import FLOATS, Graph, attributes, operator
+from onnxprune.graph import FLOATS, Graph
+from onnxprune.nodes import attributes, operator
 
 Array = NDArray[Any]
 Picks = NDArray[np.int64]

@@ -27,8 +27,9 @@ from onnx import NodeProto, TensorProto
 from onnxprune.calibration import Calibration, Consumer, Gram, block
 from onnxprune.dims import Dim, Expr, Sum, atoms, resolve
 from onnxprune.errors import InputError
-from onnxprune.graph import FLOATS, Graph, operator
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import operator
 from onnxprune.rules.rule import Axes, Signature
 from onnxprune.storage import tensor
 

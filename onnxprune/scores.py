@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from onnxprune.dims import Mask
-from onnxprune.graph import Graph, operator
+from onnxprune.graph import Graph
 from onnxprune.jobs import Feed, Mend, Product
 from onnxprune.linear import Linear
+from onnxprune.nodes import operator
 from onnxprune.regression import Solution
 from onnxprune.sessions import Feeds
 from onnxprune.stages import Stages

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
+from onnxprune.nodes import attributes
 from onnxprune.storage import PLAIN, External, Source, stored_bytes
 from onnxprune.writing import EXTERNAL_BYTES, serialize
 

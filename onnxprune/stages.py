@@ -15,7 +15,8 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, STORED, attribute
-from onnxprune.graph import Graph, captured
+from onnxprune.graph import Graph
+from onnxprune.nodes import captured
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace
 

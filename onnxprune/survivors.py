@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from onnxprune.dims import Mask, keep
-from onnxprune.graph import Graph, captured
+from onnxprune.graph import Graph
 from onnxprune.linear import Linear
 from onnxprune.manager import Cut
+from onnxprune.nodes import captured
 from onnxprune.plan import bind
 
 

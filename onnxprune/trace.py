@@ -17,8 +17,9 @@ from onnx import ValueInfoProto, helper
 
 from onnxprune.feeds import Binding, Shape, random_feeds
 from onnxprune.flow import BODY, OWNER, attribute, branch_bodies, inner_names
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
 from onnxprune.kinds import Kind, Kinds, Value
+from onnxprune.nodes import attributes
 from onnxprune.sessions import program, run, watched
 from onnxprune.sizing import bindings, nearer
 from onnxprune.walk import Known, Walk, walk

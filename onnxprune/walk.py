@@ -18,8 +18,9 @@ from onnx import NodeProto, TensorProto, TypeProto, helper
 from onnxprune.evaluate import MAX_ELEMENTS, OPAQUE, evaluate
 from onnxprune.feeds import Binding, Shape
 from onnxprune.flow import CONTROL, ENTER, LEAVE, OWNER, attribute, results_of
-from onnxprune.graph import FLOATS, Graph, Wires, attributes
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.kinds import Kind, Kinds, Value, concrete, says_sizes
+from onnxprune.nodes import Wires, attributes
 from onnxprune.sparse import Sparse
 
 Known = tuple[Kind, Value | None]

@@ -17,9 +17,10 @@ from onnx import NodeProto, helper
 
 from onnxprune.constancy import Constancy, constancy_of
 from onnxprune.dims import Dim, Expr, atoms, is_frozen, spread
-from onnxprune.graph import FLOATS, Graph, attributes
+from onnxprune.graph import FLOATS, Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import State
+from onnxprune.nodes import attributes
 from onnxprune.sparse import Sparse
 from onnxprune.storage import Source, tensor
 

@@ -17,10 +17,11 @@ from typing import ClassVar
 from onnx import NodeProto, helper
 
 from onnxprune.errors import InputError
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
 from onnxprune.layers import AUTO, NONE, Chosen, Layer, choose, find, silent
 from onnxprune.layers.residual import SKIP, SUMS
 from onnxprune.manager import Cut, State
+from onnxprune.nodes import attributes, operator
 from onnxprune.passes.prune import Prune
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead, alive

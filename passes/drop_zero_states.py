@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from onnx import NodeProto, numpy_helper
 
-from onnxprune.graph import Graph, attributes, is_standard
+from onnxprune.graph import Graph
 from onnxprune.manager import State
+from onnxprune.nodes import attributes, is_standard
 
 STATES = (5, 6)  # initial_h and, for LSTM, initial_c
 MOVES = frozenset(

@@ -19,8 +19,9 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper
 
 from onnxprune.evaluate import OPAQUE
 from onnxprune.flow import LEAVE, carried
-from onnxprune.graph import Graph, is_standard
+from onnxprune.graph import Graph
 from onnxprune.manager import State
+from onnxprune.nodes import is_standard
 from onnxprune.sessions import run
 from onnxprune.storage import PACKED, tensor
 

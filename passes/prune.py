@@ -24,9 +24,10 @@ from onnxprune.criteria.second_order import Curve
 from onnxprune.dims import Dim, Expr, Mask, keep, resolve
 from onnxprune.errors import InputError
 from onnxprune.flow import ENTER, SHELL, attribute
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph, Use
 from onnxprune.manager import Cut, State
+from onnxprune.nodes import attributes
 from onnxprune.passes.refit_least_squares import RefitLeastSquares
 from onnxprune.passes.remove_dead import RemoveDead
 from onnxprune.plan import Plan, bind, error_curves, make_plan

@@ -10,8 +10,9 @@ from typing import ClassVar
 
 from onnx import ModelProto, NodeProto
 
-from onnxprune.graph import Graph, free_names
+from onnxprune.graph import Graph
 from onnxprune.manager import State
+from onnxprune.nodes import free_names
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from typing import ClassVar
 import numpy as np
 from onnx import NodeProto, TensorProto
 
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
 from onnxprune.kinds import Value
 from onnxprune.manager import State
+from onnxprune.nodes import attributes
 from onnxprune.storage import tensor
 from onnxprune.trace import Trace
 

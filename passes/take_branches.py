@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxprune.flow import OWNER, attribute, straightened
-from onnxprune.graph import Graph, attributes
+from onnxprune.graph import Graph
 from onnxprune.manager import State
+from onnxprune.nodes import attributes
 from onnxprune.trace import Trace, trace
 
 

@@ -9,8 +9,8 @@ from onnx import ModelProto, TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from onnxprune.dims import Dim, Mask
-from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import operator
 from onnxprune.reading import load
 from onnxprune.validate.closeness import TOLERANCE, TOLERANCE_HALF, relative_error
 from onnxprune.validate.masked import masked_original

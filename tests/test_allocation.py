@@ -10,8 +10,9 @@ import pytest
 
 from onnxprune.allocation import Allocation, choices, order_masks
 from onnxprune.cost import Polynomial, Term
-from onnxprune.dims import Dim, Space
+from onnxprune.dims import Dim
 from onnxprune.errors import InputError
+from onnxprune.unification import Space
 
 SLACK = 1.25  # of the best error: steps of whole units leave gaps between the prices
 

@@ -23,7 +23,6 @@ from onnxprune.dims import (
     Expr,
     Mask,
     Reason,
-    Space,
     atoms,
     frozen_reason,
     gather,
@@ -35,6 +34,7 @@ from onnxprune.dims import (
     spread,
     total,
 )
+from onnxprune.unification import Space
 
 WHY = Reason("structure", "here")
 

@@ -15,7 +15,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxprune import graph as graphs
 from onnxprune import writing
 from onnxprune.errors import InputError
-from onnxprune.graph import constant_value, from_proto, outline, save
+from onnxprune.graph import from_proto, outline, save
+from onnxprune.nodes import constant_value
 from onnxprune.ordering import in_order
 from onnxprune.reading import load
 from onnxprune.writing import serialize, write_atomic

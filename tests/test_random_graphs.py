@@ -17,9 +17,9 @@ from onnx import ModelProto
 from onnxprune.budget import Budget
 from onnxprune.dims import Dim, Mask, atoms
 from onnxprune.feeds import random_feeds
-from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
 from onnxprune.manager import PassManager, State, parse
+from onnxprune.nodes import operator
 from onnxprune.passes import DEFAULT, PASSES
 from onnxprune.plan import bind
 from onnxprune.reading import load

@@ -9,8 +9,8 @@ import onnxprune
 from onnxprune import ranking
 from onnxprune.budget import Budget
 from onnxprune.criteria import CRITERIA
-from onnxprune.dims import Space
 from onnxprune.errors import InputError
+from onnxprune.unification import Space
 from tests.common import build, typed_model
 
 TWO = {"a": [1.0, 2, 3, 6], "b": [10.0, 20, 30, 60]}

@@ -8,7 +8,7 @@ import pytest
 from onnxprune import sessions
 from onnxprune.budget import Budget
 from onnxprune.calibration import Calibration
-from onnxprune.dims import Dim, Prod, Space, Sum
+from onnxprune.dims import Dim, Prod, Sum
 from onnxprune.errors import InputError
 from onnxprune.feeds import random_feeds
 from onnxprune.graph import Graph
@@ -20,6 +20,7 @@ from onnxprune.reading import load
 from onnxprune.rotation import _directions, bind_bases, obstacles, outer_dims, places, rotated
 from onnxprune.sessions import Feeds
 from onnxprune.trace import trace
+from onnxprune.unification import Space
 from onnxprune.validate.surgery_check import TOLERANCE, surgery_check
 from tests.common import build
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
-from onnxprune.dims import ONE, Reason, Space, product
+from onnxprune.dims import ONE, Reason, product
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
 from onnxprune.passes.prune import cut
 from onnxprune.sessions import Feeds
+from onnxprune.unification import Space
 from onnxprune.validate.closeness import TOLERANCE
 from onnxprune.validate.masked import masked_original
 from onnxprune.validate.sections import MADE, find_cuts, mask_of_length, sectioned

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxprune.dims import Dim, Prod, Space
+from onnxprune.dims import Dim, Prod
 from onnxprune.feeds import Binding, random_feeds
 from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
@@ -25,6 +25,7 @@ from onnxprune.timing import Clock, Store, micro, steps
 from onnxprune.timing.kernels import Coordinate, Group, groups
 from onnxprune.timing.micro import Micro, at_widths, cut_out
 from onnxprune.timing.tables import FRACTIONS, grid, interpolated
+from onnxprune.unification import Space
 from onnxprune.validate.kernels import Origin
 from onnxprune.validate.profile import Kernel
 from tests.common import build, typed_model

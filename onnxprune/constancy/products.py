@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from onnxprune.constancy.walk import ZERO_POINT, Constancy, Values, single_dims
 from onnxprune.dims import Dim, gather
-from onnxprune.graph import attributes
+from onnxprune.nodes import attributes
 from onnxprune.quantization import has, product_operands, real
 
 

@@ -14,7 +14,8 @@ from onnxprune.constancy.products import merge, product, quantised_product, quan
 from onnxprune.constancy.walk import ZERO_POINT, Constancy, Row, Values, single_dims
 from onnxprune.dims import Dim, atoms, gather
 from onnxprune.evaluate import evaluate
-from onnxprune.graph import FLOATS, attributes
+from onnxprune.graph import FLOATS
+from onnxprune.nodes import attributes
 from onnxprune.rules import elementwise, movement
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from onnxprune.dims import Dim, Expr, atoms, gather, spread
 from onnxprune.flow import LEAVE, carried
-from onnxprune.graph import operator
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import operator
 from onnxprune.quantization import Operand, has, operand, real
 
 Values = dict[Dim, NDArray[np.float64]]

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes, operator
 
 Array = NDArray[Any]
 OUTPUTS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1, "MatMul": -1}  # the axis of the weights that gives outputs

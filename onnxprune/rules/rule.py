@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from onnxprune.dims import ONE, Dim, Expr, Reason, Space, resolve
+from onnxprune.dims import ONE, Dim, Expr, Reason, resolve
 from onnxprune.errors import Barrier
 from onnxprune.feeds import Shape
-from onnxprune.graph import Wires, attributes
+from onnxprune.nodes import Wires, attributes
 from onnxprune.trace import Trace
+from onnxprune.unification import Space
 
 Axes = list[Expr]
 

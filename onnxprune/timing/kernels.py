@@ -17,8 +17,8 @@ from functools import cached_property
 from onnxprune import cost
 from onnxprune.cost import Term
 from onnxprune.dims import Dim, Expr, atoms, resolve, size_under
-from onnxprune.graph import attributes
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes
 from onnxprune.timing.micro import Part, Sizes, cut_out
 from onnxprune.validate.profile import Kernel
 

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from onnxprune.flow import ENTER, LEAVE
-from onnxprune.graph import Graph, operator
+from onnxprune.graph import Graph
+from onnxprune.nodes import operator
 
 NUMBER = re.compile(r"#(\d+)#")
 BLOCKED = re.compile(r"(_bn)?_nchwc$")  # behind the tensor that such a kernel makes

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
 from onnxprune.dims import Dim, Mask, keep
-from onnxprune.graph import Graph, attributes, operator
+from onnxprune.graph import Graph
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import attributes, operator
 from onnxprune.quantization import Operand, axis_of, has, operand, placed
 from onnxprune.rules.rule import Axes, Read
 from onnxprune.storage import tensor

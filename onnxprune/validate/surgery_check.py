@@ -18,8 +18,9 @@ from onnx import ModelProto, TensorProto
 from onnxprune.dims import Dim, Mask, is_frozen
 from onnxprune.feeds import random_feeds
 from onnxprune.flow import inner_names
-from onnxprune.graph import Graph, from_proto, operator
+from onnxprune.graph import Graph, from_proto
 from onnxprune.inference import TypedGraph
+from onnxprune.nodes import operator
 from onnxprune.quantization import rounds
 from onnxprune.sessions import Feeds, Program, program, session, watched
 from onnxprune.validate import ties
