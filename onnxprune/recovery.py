@@ -28,13 +28,14 @@ from onnxprune.matching import Matching
 from onnxprune.norms import CENTRED, STORED, UNCENTRED
 from onnxprune.regression import Regression
 from onnxprune.sessions import Feeds
-from onnxprune.stages import LIMIT_BYTES, Stages
+from onnxprune.stages import Room, Stages
 from onnxprune.storage import tensor
 from onnxprune.survivors import Survivors
 from onnxprune.tokens import token_mask
 from onnxprune.trace import Trace
 
 SUMS_BYTES = 1 << 30  # of what is summed over rows at once
+ROOM_BYTES = 15 << 28  # of that and of the activations of both graphs that are held between two stages
 REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True, weighs=True)
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)
@@ -49,7 +50,7 @@ def recover(
     way: Way,
     seed: int = 0,
     weights: Sequence[Feeds] = (),
-    limit_bytes: int = LIMIT_BYTES,
+    room_bytes: int = ROOM_BYTES,
     places: bool = True,
 ) -> tuple[Graph, list[Mended], Left]:
     """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`;
@@ -63,9 +64,10 @@ def recover(
     bench, done = Workbench(ready), list[Mended]()
     mask = token_mask(work.source, feeds)
     tokens = [f[mask].astype(bool) for f in feeds] if mask else None
-    before = Stages(work.source, cuts[0].typed.facts, feeds, limit_bytes)
-    after = Stages(ready, facts, feeds, limit_bytes)
+    room = Room(room_bytes)
+    before, after = Stages(work.source, cuts[0].typed.facts, feeds, room), Stages(ready, facts, feeds, room)
     for k, jobs in enumerate(_groups(work.jobs)):
+        room.taken = sum(j.nbytes for j in jobs)
         _collect(jobs, bench.graph, way, before, after, samples, np.random.default_rng([seed, k]), tokens, weights)
         for job in jobs:
             done += job.finish(bench)

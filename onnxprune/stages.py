@@ -1,7 +1,7 @@
 """Running a graph over data piece by piece, so that what comes later can be changed by what was seen before.
 
 `Stages.run(names)` gives the named tensors for every feed. What the rest of the graph will need (the frontier) is held
-in memory for the next stage if it fits into `limit_bytes`; else the next stage starts again where the last frontier was
+in memory for the next stage if there is `Room` for it; else the next stage starts again where the last frontier was
 held. Frontiers are large only near the input, where starting again is cheap. In all the graph is run about once.
 """
 
@@ -20,15 +20,28 @@ from onnxprune.nodes import captured
 from onnxprune.sessions import Feeds, program, session
 from onnxprune.trace import Trace
 
-LIMIT_BYTES = 5 << 28  # of activations held between two stages; recovery holds those of two graphs
+LIMIT_BYTES = 5 << 28  # of activations held between two stages, where nothing else is said
+
+
+class Room:
+    """Bytes for what one or several `Stages` hold, and for what is `taken` besides."""
+
+    def __init__(self, total: int = LIMIT_BYTES) -> None:
+        self.total, self.taken = total, 0
+        self.held: dict[Stages, int] = {}
+
+    def left(self, stages: Stages) -> int:
+        """Bytes that these stages may hold."""
+        return self.total - self.taken - sum(n for s, n in self.held.items() if s is not stages)
 
 
 class Stages:
     """One graph on its way over `feeds` (iterated once for each stage that starts at the inputs)."""
 
-    def __init__(self, graph: Graph, facts: Trace, feeds: Iterable[Feeds], limit_bytes: int = LIMIT_BYTES) -> None:
-        self.graph, self.facts, self.feeds, self.limit_bytes = graph, facts, feeds, limit_bytes
+    def __init__(self, graph: Graph, facts: Trace, feeds: Iterable[Feeds], room: Room | None = None) -> None:
+        self.graph, self.facts, self.feeds, self.room = graph, facts, feeds, room or Room()
         self.held: list[Feeds] | None = None
+        self.count: int | None = None  # of feeds, once they were seen
         self.done: set[int] = set()  # nodes whose results are held as far as they are needed
         self.runs = 0  # nodes run so far, over all stages
 
@@ -78,22 +91,28 @@ class Stages:
         done = self.done | needed
         frontier = self._frontier(done, start)
         fresh = [n for n in frontier if n not in start]
-        count = len(self.held) if self.held is not None else None
-        fits = self._bytes(frontier, count) <= self.limit_bytes
+        old, new = self._size(self.held or []), self._bytes(frontier)
+        fits = new <= self.room.left(self)
+        self.room.held[self] = max(old, new if fits else 0)
         outputs = [n for n in dict.fromkeys([*wanted, *(fresh if fits else [])]) if n not in start]
         held: list[Feeds] = []
         job = session(program(self._piece(needed, start, outputs))) if outputs else None
         taken = [i.name for i in job.get_inputs()] if job else []
+        count = 0
         for feed in self._source(fits):
             values = job.run(outputs, {n: feed[n] for n in taken}) if job else []
             made = dict(feed) | dict(zip(outputs, values, strict=True))
+            count += 1
             if fits:
                 held.append({n: made[n] for n in frontier})
-                fits = self._size(held) <= self.limit_bytes
+                fits = self._size(held) <= self.room.left(self)
                 held = held if fits else []
+                self.room.held[self] = max(old, new if fits else 0, self._size(held))
             yield {n: made[n] for n in wanted}
+        self.count = count
         if fits and held:
             self.held, self.done = held, done
+        self.room.held[self] = self._size(self.held or [])
 
     def rest(self, first: int) -> tuple[Graph, Sequence[Feeds]]:
         """The graph from node `first` on as one of its own, with those outputs that it makes, and what it starts from
@@ -140,19 +159,17 @@ class Stages:
         later = {n for u, needs in enumerate(self._needs) if u not in done for n in needs}
         return sorted(there & later)
 
-    def _bytes(self, names: Iterable[str], count: int | None) -> int:
+    def _bytes(self, names: Iterable[str]) -> int:
         """Expected size of the frontier; 0 where the number of feeds is not known yet."""
         shapes, kinds = self.facts.shapes, self.facts.dtypes
-        if count is None:
-            return 0
-        return count * sum(
+        return (self.count or 0) * sum(
             math.prod(shapes.get(n, ())) * helper.tensor_dtype_to_np_dtype(kinds.get(n, TensorProto.FLOAT)).itemsize
             for n in names
         )
 
     @staticmethod
     def _size(held: Sequence[Feeds]) -> int:
-        return sum(a.nbytes for a in held[-1].values() if isinstance(a, np.ndarray)) * len(held)
+        return sum(a.nbytes for a in held[-1].values() if isinstance(a, np.ndarray)) * len(held) if held else 0
 
     def _piece(self, needed: set[int], start: set[str], outputs: Sequence[str]) -> Graph:
         """The graph of some units, as a model of its own."""

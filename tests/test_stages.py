@@ -9,7 +9,7 @@ from onnxprune import sessions
 from onnxprune.feeds import random_feeds
 from onnxprune.reading import load
 from onnxprune.sessions import watched
-from onnxprune.stages import Stages
+from onnxprune.stages import Room, Stages
 from onnxprune.trace import trace
 from tests.common import build
 
@@ -28,7 +28,7 @@ def test_pieces_give_what_the_whole_gives(text: str, order: tuple[str, ...], lim
     graph = load(build(text))
     facts = trace(graph)
     feeds = [random_feeds(graph, facts.binding, k) for k in range(3)]
-    stages = Stages(graph, facts, feeds, limit)
+    stages = Stages(graph, facts, feeds, Room(limit))
     whole = [sessions.run(watched(graph, list(order)).to_proto(), f) for f in feeds]
     for name in order:
         for got, want in zip(stages.run([name]), whole, strict=True):
@@ -42,11 +42,28 @@ def test_what_is_held_is_not_run_again() -> None:
     feeds = [random_feeds(graph, facts.binding, k) for k in range(3)]
     runs = {}
     for limit in (0, 1 << 20):
-        stages = Stages(graph, facts, feeds, limit)
+        stages = Stages(graph, facts, feeds, Room(limit))
         for name in ("h", "k", "y"):
             list(stages.run([name]))
         runs[limit] = stages.runs
     assert runs[1 << 20] == len(graph.nodes) < runs[0]
+
+
+def test_what_others_hold_is_not_there_for_all() -> None:
+    graph = load(build(CHAIN))
+    facts = trace(graph)
+    feeds = [random_feeds(graph, facts.binding, k) for k in range(3)]
+    frontier = 3 * 2 * 8 * 4  # r, and behind it s, of three feeds: x is needed no more
+    for total, taken, held in ((2 * frontier, 0, 2), (2 * frontier, 1, 1), (frontier, 0, 1), (frontier - 1, 0, 0)):
+        room = Room(total)
+        room.taken = taken
+        both = [Stages(graph, facts, feeds, room) for _ in range(2)]
+        for names in (["h"], ["s"]):
+            for _ in zip(*(s.run(names) for s in both), strict=True):
+                pass
+        assert [s.held is not None for s in both] == [held > 0, held > 1]
+        assert sum(room.held.values()) == held * frontier <= total - taken
+        assert [sum(a.nbytes for f in s.held or [] for a in f.values()) for s in both] == [room.held[s] for s in both]
 
 
 def test_a_later_stage_sees_weights_that_changed() -> None:
@@ -69,7 +86,7 @@ def test_the_rest_of_a_graph_makes_its_outputs_from_any_node_on(text: str, limit
     graph = load(build(text))
     facts = trace(graph)
     feeds = [random_feeds(graph, facts.binding, k) for k in range(3)]
-    stages = Stages(graph, facts, feeds, limit)
+    stages = Stages(graph, facts, feeds, Room(limit))
     whole = [sessions.run(graph.to_proto(), f) for f in feeds]
     sizes = []
     for first in range(len(graph.nodes)):
