@@ -25,12 +25,13 @@ from onnxprune.linear import Gates, Linear, gates, linears
 from onnxprune.nodes import operator
 from onnxprune.regression import GRAM_LIMIT, product, summed, usable, wanted_rows
 from onnxprune.sessions import Feeds
-from onnxprune.stages import Stages
+from onnxprune.stages import Room, Stages
 from onnxprune.tokens import counted, token_mask
 
 Array = NDArray[Any]
 ROWS_PER_SUMMAND = 4  # of a Gram matrix, where it has many summands
 WATCHED_BYTES = 512 << 20  # of tensors that are watched at once
+HELD_BYTES = 7 << 28  # of activations between two stages
 GRAM_BYTES = 5 << 28  # of Gram matrices that are held at once
 HELD_OUT = 5  # every fifth feed judges what the others say
 
@@ -278,7 +279,7 @@ class Calibration:
         """Tensors of each feed, by its number, as many at once as fit, with the labels of those that are there. `sums`:
         the bytes that go with a tensor besides.
         """
-        stages = Stages(self.typed.graph, self.typed.facts, self.feeds)
+        stages = Stages(self.typed.graph, self.typed.facts, self.feeds, Room(HELD_BYTES))
         for chunk in self._chunks(tensors, sums or {}):
             here = [label for name, label in labels if name in chunk]
             for k, got in enumerate(stages.run(list(chunk))):

@@ -35,7 +35,7 @@ from onnxprune.tokens import token_mask
 from onnxprune.trace import Trace
 
 SUMS_BYTES = 1 << 30  # of what is summed over rows at once
-ROOM_BYTES = 15 << 28  # of that and of the activations of both graphs that are held between two stages
+ROOM_BYTES = 14 << 28  # of that and of the activations of both graphs that are held between two stages
 REFIT = Way(Regression, (CENTRED, UNCENTRED), scores=True, passed=True, weighs=True)
 FILL = Way(partial(Matching, scale=False))
 MATCH = Way(Matching, (CENTRED, UNCENTRED, STORED), cut=False, residual=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -104,7 +105,7 @@ class Stages:
             made = dict(feed) | dict(zip(outputs, values, strict=True))
             count += 1
             if fits:
-                held.append({n: made[n] for n in frontier})
+                held.append({n: _owned(made[n]) for n in frontier})
                 fits = self._size(held) <= self.room.left(self)
                 held = held if fits else []
                 self.room.held[self] = max(old, new if fits else 0, self._size(held))
@@ -186,6 +187,13 @@ class Stages:
         named = {n for node in nodes for n in [*node.input, *captured(node), *_stored(node)]}
         tensors = {n: t for n, t in self.graph.tensors.items() if n in named}
         return self.graph.replace(nodes, tensors, shell)
+
+
+def _owned(value: Any) -> Any:
+    """An array in memory of its own: what ONNX Runtime gives lies in a session's arena, which is twice as large as what
+    was asked of it, and whole until the last such array is gone.
+    """
+    return value.copy() if isinstance(value, np.ndarray) and not value.flags.owndata else value
 
 
 def _stored(node: NodeProto) -> list[str]:

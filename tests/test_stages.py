@@ -63,6 +63,7 @@ def test_what_others_hold_is_not_there_for_all() -> None:
                 pass
         assert [s.held is not None for s in both] == [held > 0, held > 1]
         assert sum(room.held.values()) == held * frontier <= total - taken
+        assert all(a.flags.owndata for s in both for f in s.held or [] for a in f.values())
         assert [sum(a.nbytes for f in s.held or [] for a in f.values()) for s in both] == [room.held[s] for s in both]
 
 
