@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -29,7 +30,7 @@ class Room:
 
     def __init__(self, total: int = LIMIT_BYTES) -> None:
         self.total, self.taken = total, 0
-        self.held: dict[Stages, int] = {}
+        self.held: WeakKeyDictionary[Stages, int] = WeakKeyDictionary()  # else what is held stays until a collection
 
     def left(self, stages: Stages) -> int:
         """Bytes that these stages may hold."""

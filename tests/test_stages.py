@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -65,6 +68,23 @@ def test_what_others_hold_is_not_there_for_all() -> None:
         assert sum(room.held.values()) == held * frontier <= total - taken
         assert all(a.flags.owndata for s in both for f in s.held or [] for a in f.values())
         assert [sum(a.nbytes for f in s.held or [] for a in f.values()) for s in both] == [room.held[s] for s in both]
+
+
+def test_what_is_held_goes_with_the_stages() -> None:
+    """At once: the command line collects cycles rarely."""
+    graph = load(build(CHAIN))
+    facts = trace(graph)
+    room = Room()
+    stages = Stages(graph, facts, [random_feeds(graph, facts.binding, 0)], room)
+    list(stages.run(["r"]))
+    assert stages.held is not None
+    array = weakref.ref(stages.held[0]["r"])
+    gc.disable()
+    try:
+        del stages
+        assert array() is None and not room.held
+    finally:
+        gc.enable()
 
 
 def test_a_later_stage_sees_weights_that_changed() -> None:
