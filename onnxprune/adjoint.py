@@ -7,6 +7,7 @@ of constants that nobody asked for.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -62,6 +63,7 @@ def differentiate(
         raise InputError(
             f"{who} takes gradients, and onnx-ad cannot differentiate this model: {error}; {OTHERS}"
         ) from error
+    gc.collect()  # what onnx-ad leaves refers to itself, copies of all weights among it
     return _simpler(made, [PREFIX + n for n in inputs], finite)
 
 
