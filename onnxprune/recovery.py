@@ -50,7 +50,6 @@ def recover(
     way: Way,
     seed: int = 0,
     weights: Sequence[Feeds] = (),
-    room_bytes: int = ROOM_BYTES,
     places: bool = True,
 ) -> tuple[Graph, list[Mended], Left]:
     """Mend `graph`, the result of `cuts`, on `feeds` of about `samples` samples in all. `facts` are those of `graph`;
@@ -64,7 +63,7 @@ def recover(
     bench, done = Workbench(ready), list[Mended]()
     mask = token_mask(work.source, feeds)
     tokens = [f[mask].astype(bool) for f in feeds] if mask else None
-    room = Room(room_bytes)
+    room = Room(ROOM_BYTES)
     before, after = Stages(work.source, cuts[0].typed.facts, feeds, room), Stages(ready, facts, feeds, room)
     for k, jobs in enumerate(_groups(work.jobs)):
         room.taken = sum(j.nbytes for j in jobs)

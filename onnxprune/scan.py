@@ -23,8 +23,7 @@ def yardstick_of(calibration: Calibration, labelled: Iterable[tuple[Feeds, Label
     """The metric of the whole model, on the feeds that were held out; `labelled` are the feeds of the calibration.
     InputError if it cannot be measured.
     """
-    pairs = list(labelled)
-    held = [p for k, p in enumerate(pairs) if calibration.is_held(k)] or pairs
+    held = [p for k, p in enumerate(labelled) if calibration.is_held(k)] or list(labelled)
     return Yardstick(Original(partial(program, calibration.typed.graph), held), metric)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from joblib.parallel import SequentialBackend
+from joblib.parallel import ThreadingBackend
 from onnx import numpy_helper
 
 import onnxprune
@@ -80,7 +80,7 @@ def test_probes_in_parallel_say_the_same() -> None:
     assert said[0] == said[1]
 
 
-class _Collected(SequentialBackend):  # type: ignore[misc]
+class _Collected(ThreadingBackend):  # type: ignore[misc]
     """A back end of joblib that gives lists only, as Ray's does."""
 
     supports_return_generator = False
